@@ -1,0 +1,67 @@
+# Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?=
+
+# What is installed is what the lock files say, hashes checked; nothing is resolved here.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=…)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.run: requirements.lock pyproject.toml | $(BIN)/python
+	@echo "installing…"
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: tests/requirements.lock $(VENV)/.run
+	@echo "installing what tests and checks need…"
+	@$(PIP) install --require-hashes --only-binary :all: --no-binary forbiddenfruit -r tests/requirements.lock
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/.run ## run broker, sandbox and identity provider; DEMO="--port 8181 …" passes options
+	@exec $(BIN)/token-broker demo $(DEMO)
+
+.PHONY: test
+test: $(VENV)/.dev ## run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/.dev ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only --quiet .
+
+.PHONY: bench
+bench: $(VENV)/.dev ## measure against bare Starlette and a naive broker, in one run
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+.PHONY: audit
+audit: $(VENV)/.dev ## look the locked packages up in the vulnerability databases (needs the network)
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
+
+.PHONY: lock
+lock: $(BIN)/python ## resolve the ranges of pyproject.toml anew (needs the network)
+	@$(PIP) install uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml --group build -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c requirements.lock pyproject.toml --group build --group dev -o tests/requirements.lock
+
+.PHONY: clean
+clean: ## remove what was installed and cached
+	rm -rf $(VENV) .tools .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,264 @@
+"""The public endpoints: parse, call one use case, render. All in one file, to keep each short.
+
+Endpoints are ASGI callables under Starlette routes. Whatever goes wrong is a `BrokerError` and
+leaves as problem+json; what is no BrokerError is a defect, and leaves as one that says nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from broker.audit import Record
+from broker.authn import Door, Presented
+from broker.errors import (
+    BrokerError,
+    InternalError,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    OriginNotAllowed,
+    UpstreamTimeout,
+)
+from broker.gate import note
+from broker.minting import Minting, Served, rotate_in
+from broker.model import Caller, Facts, fingerprint
+from broker.schedule import Clock, rfc3339
+from broker.shapes import ActBody, HandleBody, MintBody
+from broker.wire import (
+    NO_STORE,
+    Reply,
+    json_reply,
+    min_fresh_of,
+    parse_body,
+    problem,
+    read_body,
+    text,
+)
+
+_log = structlog.get_logger("api")
+Handler = Callable[[Scope, Receive, Record], Awaitable[Reply]]
+
+
+class Endpoint:
+    """One route: runs its handler within the time budget, and turns errors into problems."""
+
+    def __init__(self, operation: str, handler: Handler, budget: float) -> None:
+        self._operation = operation
+        self._handler = handler
+        self._budget = budget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record: Record = scope["record"]
+        record.operation = self._operation
+        try:
+            async with asyncio.timeout(self._budget):
+                reply = await self._handler(scope, receive, record)
+        except BrokerError as exc:
+            note(record, exc)
+            reply = problem(exc, record.request_id)
+        except TimeoutError:
+            late = UpstreamTimeout("The time for this request is spent.", cause="budget")
+            note(record, late)
+            reply = problem(late, record.request_id)
+        except Exception:  # noqa: BLE001  (the border: a defect must still be answered)
+            _log.exception("defect", request_id=record.request_id, operation=self._operation)
+            defect = InternalError()
+            note(record, defect)
+            reply = problem(defect, record.request_id)
+        await reply.send(send)
+
+
+class Api:
+    """The handlers, on one snapshot's use cases."""
+
+    def __init__(
+        self,
+        *,
+        door: Door,
+        minting: Minting,
+        clock: Clock,
+        known: frozenset[str],
+        credentials: frozenset[str],
+        max_body: int,
+        document: bytes,
+    ) -> None:
+        """known, credentials: names that may be told of as metric labels.
+        document: the OpenAPI document."""
+        self._door = door
+        self._minting = minting
+        self._clock = clock
+        self._known = known
+        self._credentials = credentials
+        self._max_body = max_body
+        self._document = document
+
+    async def mint(self, scope: Scope, receive: Receive, record: Record) -> Reply:
+        name: str = scope["path_params"]["profile"]
+        if name in self._known:
+            record.profile = name
+        caller = await self._caller(scope, record)
+        fields = scope["fields"]
+        body = parse_body(fields, await read_body(fields, receive, self._max_body), MintBody)
+        key = text(fields.get(b"idempotency-key"))
+        if b"idempotency-key" in fields and not (0 < len(key) <= 255 and key.isprintable()):
+            raise MalformedRequest("An Idempotency-Key has 1 to 255 printable characters.")
+        served = await self._minting.mint(
+            name,
+            caller,
+            body.parameters,
+            self._facts(scope, record),
+            idempotency_key=key,
+            min_fresh=min_fresh_of(fields),
+        )
+        return self._session(served, record)
+
+    async def rotate(self, scope: Scope, receive: Receive, record: Record) -> Reply:
+        caller = await self._caller(scope, record)
+        fields = scope["fields"]
+        body = parse_body(fields, await read_body(fields, receive, self._max_body), HandleBody)
+        served = await self._minting.rotate(
+            body.handle, caller, self._facts(scope, record), min_fresh=min_fresh_of(fields)
+        )
+        return self._session(served, record)
+
+    async def end(self, scope: Scope, receive: Receive, record: Record) -> Reply:
+        caller = await self._caller(scope, record)
+        fields = scope["fields"]
+        body = parse_body(fields, await read_body(fields, receive, self._max_body), HandleBody)
+        record.profile, record.chain = await self._minting.end(
+            body.handle, caller, self._facts(scope, record)
+        )
+        return Reply(204, headers=[NO_STORE])
+
+    async def act(self, scope: Scope, receive: Receive, record: Record) -> Reply:
+        caller = await self._caller(scope, record)
+        fields = scope["fields"]
+        body = parse_body(fields, await read_body(fields, receive, self._max_body), ActBody)
+        record.profile, status, answer = await self._minting.act(
+            scope["path_params"]["action"],
+            body.handle,
+            body.data,
+            caller,
+            self._facts(scope, record),
+        )
+        if status == 204 or not answer:
+            return Reply(204, headers=[NO_STORE])
+        return json_reply(status, answer, NO_STORE)
+
+    async def access_token(self, scope: Scope, receive: Receive, record: Record) -> Reply:
+        name: str = scope["path_params"]["credential"]
+        fields = scope["fields"]
+        if b"origin" in fields or b"cookie" in fields:
+            raise OriginNotAllowed("Access tokens are for services only.")
+        if name in self._credentials:
+            record.profile = name
+        caller = await self._caller(scope, record)
+        token, remaining = await self._minting.access_token(
+            name, caller, min_fresh=min_fresh_of(fields)
+        )
+        value = token.value.reveal()
+        record.fingerprint, record.remaining = token.value.fingerprint, remaining
+        record.source = "cache"
+        body = {
+            "access_token": value,
+            "token_type": token.token_type,
+            "expires_in": int(remaining),
+            "scope": token.scope,
+        }
+        return json_reply(200, body, NO_STORE, _cache_status("hit", remaining, "cache"))
+
+    async def openapi(self, _scope: Scope, _receive: Receive, _record: Record) -> Reply:
+        headers = [(b"content-type", b"application/json"), (b"cache-control", b"max-age=300")]
+        return Reply(200, self._document, headers)
+
+    async def _caller(self, scope: Scope, record: Record) -> Caller:
+        fields = scope["fields"]
+        presented = Presented(text(fields.get(b"authorization")), text(fields.get(b"cookie")))
+        caller = await self._door.authenticate(presented)
+        record.caller, record.subject = caller.name, caller.subject
+        return caller
+
+    def _facts(self, scope: Scope, record: Record) -> Facts:
+        fields = scope["fields"]
+        return Facts(
+            now=self._clock.now(),
+            unique=record.request_id,
+            origin=record.origin,
+            ip=scope["peer"],
+            user_agent=text(fields.get(b"user-agent"))[:2048],
+            accept=text(fields.get(b"accept"))[:2048],
+        )
+
+    def _session(self, served: Served, record: Record) -> Reply:
+        minted = served.minted
+        session = minted.session
+        token = session.token.reveal()
+        record.profile, record.chain = minted.profile, minted.chain
+        record.source, record.remaining = served.source, served.remaining
+        record.fingerprint = fingerprint(token)
+        body: dict[str, Any] = {
+            "profile": minted.profile,
+            "session_token": token,
+            "issued_at": rfc3339(session.life.expires_at - session.life.lifetime),
+            "expires_at": rfc3339(session.life.expires_at),
+            "expires_in": int(served.remaining),
+            "output": session.output,
+        }
+        if minted.rotates:
+            body["rotate_in"] = rotate_in(served)
+        if minted.handle:
+            body["handle"] = minted.handle
+        fresh = served.source in ("minted", "rotated")
+        how = _cache_status("fwd=miss" if fresh else "hit", served.remaining, served.source)
+        return json_reply(202 if session.accepted else 201, body, NO_STORE, how)
+
+
+def _cache_status(how: str, remaining: float, detail: str) -> tuple[bytes, bytes]:
+    """RFC 9211: where a token came from, and what is left of it."""
+    return b"cache-status", f"token-broker; {how}; ttl={int(remaining)}; detail={detail}".encode()
+
+
+def public_app(api: Api, budget: float, outer: Callable[[Starlette], Any]) -> Any:
+    """The public application; `outer` wraps it in the gate. budget: seconds for one request."""
+
+    def route(path: str, method: str, operation: str, handler: Handler) -> Route:
+        return Route(path, Endpoint(operation, handler, budget), methods=[method])
+
+    app = Starlette(
+        routes=[
+            route("/v1/profiles/{profile}/sessions", "POST", "mint", api.mint),
+            route("/v1/sessions/rotate", "POST", "rotate", api.rotate),
+            route("/v1/access-tokens/{credential}", "GET", "access_token", api.access_token),
+            route("/v1/sessions/end", "POST", "end", api.end),
+            route("/v1/sessions/actions/{action}", "POST", "act", api.act),
+            route("/v1/openapi.json", "GET", "openapi", api.openapi),
+        ],
+        exception_handlers={HTTPException: _routing_problem},
+    )
+    app.router.redirect_slashes = False
+    return outer(app)
+
+
+async def _routing_problem(request: Request, exc: Exception) -> Response:
+    """404 and 405 as problems too."""
+    assert isinstance(exc, HTTPException)  # noqa: S101  (it is registered for that class)
+    known = exc.status_code == 405
+    error: BrokerError = MethodNotAllowed() if known else NotFound()
+    record: Record = request.scope["record"]
+    note(record, error)
+    reply = problem(error, record.request_id)
+    response = Response(reply.body, reply.status)
+    response.raw_headers = [*reply.headers, (b"content-length", str(len(reply.body)).encode())]
+    if known and exc.headers:
+        response.raw_headers.append((b"allow", exc.headers["Allow"].encode()))
+    return response

@@ -1,0 +1,200 @@
+"""The composition root: builds everything from a snapshot, in an order that is data flow.
+
+Nothing else knows the concrete classes. Read it from top to bottom to know what the service is:
+secrets, the way out, access tokens, upstreams, use cases, the way in.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from broker import __version__, openapi
+from broker.api import Api, public_app
+from broker.audit import AuditLog
+from broker.authn import Door
+from broker.errors import ConfigError, Fault
+from broker.file import ForwardAuthCaller
+from broker.flights import Tasks
+from broker.gate import Gate, Load, Origins
+from broker.handles import Seal
+from broker.keyring import Keyring
+from broker.limits import RateLimits
+from broker.metrics import Metrics
+from broker.minting import Minting
+from broker.ops import ops_app
+from broker.schedule import Clock, SystemClock
+from broker.snapshot import Profile, Snapshot, secret_refs
+from broker.state import State
+from broker.tokens import Cached
+from broker.upstreams.oauth import OAuth
+from broker.upstreams.preset import Upstream
+from broker.upstreams.transport import AiohttpTransport, Transport, tls_context
+
+
+class App:
+    """A running broker without its listeners: two ASGI applications, and what they stand on."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        base: Path,
+        *,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        audit: AuditLog | None = None,
+        env: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Needs a running event loop; `close()` it there. base: where relative secret files are.
+
+        Raises ConfigError for secrets that are missing or unusable. Makes no network call.
+        """
+        server = snapshot.server
+        budget = server.request_budget.total_seconds()
+        self.snapshot = snapshot
+        self.clock = clock = clock or SystemClock()
+        self.metrics = metrics = Metrics()
+        self.load = Load(server.max_in_flight)
+        self.starting = True
+        self._tasks = tasks = Tasks()
+        keyring = Keyring(secret_refs(snapshot), base, env)
+        seal = _seal(snapshot, keyring)
+        self._transport = transport = transport or AiohttpTransport(
+            tls=_tls(snapshot, base),
+            max_connections=snapshot.max_connections,
+            idle_seconds=snapshot.idle_seconds,
+        )
+        self._tokens = tokens = {
+            name: Cached(
+                OAuth(name, entry, keyring, transport, clock, metrics),
+                clock,
+                metrics,
+                name,
+                min_remaining=entry.min_remaining.total_seconds() if entry.min_remaining else None,
+                spawn=tasks.spawn,
+            )
+            for name, entry in snapshot.credentials.items()
+        }
+        sources = {
+            name: Upstream(
+                profile,
+                keyring=keyring,
+                transport=transport,
+                tokens=tokens.get(profile.credential or ""),
+                clock=clock,
+                metrics=metrics,
+                timeout=budget,
+            )
+            for name, profile in snapshot.profiles.items()
+        }
+        minting = Minting(
+            snapshot,
+            sources=sources,
+            tokens=tokens,
+            seal=seal,
+            state=State(clock),
+            limits=RateLimits(clock),
+            clock=clock,
+            metrics=metrics,
+            spawn=tasks.spawn,
+        )
+        door = Door(
+            snapshot.callers,
+            anonymous=snapshot.anonymous,
+            keyring=keyring,
+            transport=transport,
+            clock=clock,
+            metrics=metrics,
+            budget=budget,
+        )
+        api = Api(
+            door=door,
+            minting=minting,
+            clock=clock,
+            known=frozenset(snapshot.profiles),
+            credentials=frozenset(snapshot.credentials),
+            max_body=server.max_body_bytes,
+            document=orjson.dumps(openapi.document()),
+        )
+        gate_audit = audit if audit is not None else AuditLog()
+
+        def gated(inner: Any) -> Gate:
+            return Gate(
+                inner,
+                origins=_origins(snapshot),
+                load=self.load,
+                trusted_proxies=server.trusted_proxies,
+                clock=clock,
+                metrics=metrics,
+                audit=gate_audit,
+            )
+
+        self.public = public_app(api, budget, gated)
+        self.ops = ops_app(metrics, snapshot.digest, self.why_not_ready)
+        self._announce(keyring)
+
+    def _announce(self, keyring: Keyring) -> None:
+        now = self.clock.now().timestamp()
+        metrics, snapshot = self.metrics, self.snapshot
+        metrics.started(__version__, platform.python_version(), snapshot.digest, now)
+        for _, ref in secret_refs(snapshot):
+            metrics.secret_read(ref.source, now)
+        for name in snapshot.profiles:
+            metrics.serves("session", name)
+        for name in snapshot.credentials:
+            metrics.serves("access_token", name)
+
+    def why_not_ready(self) -> str:
+        """Empty while requests may be sent here. Speaks of this process only."""
+        if self.starting:
+            return "starting"
+        return "draining" if self.load.draining else ""
+
+    def warm(self) -> None:
+        """Starts fetching every access token, so that the first mint need not wait for it."""
+        for tokens in self._tokens.values():
+            _ = self._tasks.spawn(tokens.warm())
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        await self._transport.close()
+
+
+def _seal(snapshot: Snapshot, keyring: Keyring) -> Seal:
+    faults = [
+        Fault(f"/keys/{index}", f"{ref.source}: a sealing key has 32 bytes or more")
+        for index, ref in enumerate(snapshot.keys)
+        if len(keyring.get(ref).reveal().encode()) < 32
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return Seal([keyring.get(ref) for ref in snapshot.keys])
+
+
+def _tls(snapshot: Snapshot, base: Path) -> Any:
+    try:
+        return tls_context(str(base / snapshot.outbound_ca) if snapshot.outbound_ca else None)
+    except OSError as exc:
+        fault = Fault("/outbound/ca_file", f"is no PEM file of certificates ({exc.strerror})")
+        raise ConfigError([fault]) from None
+
+
+def _origins(snapshot: Snapshot) -> Origins:
+    def uses_cookies(profile: Profile) -> bool:
+        entries = [snapshot.callers.get(name) for name in profile.callers]
+        return any(isinstance(e, ForwardAuthCaller) and "cookie" in e.headers for e in entries)
+
+    by_profile = {
+        name: dict.fromkeys(profile.origins, uses_cookies(profile))
+        for name, profile in snapshot.profiles.items()
+    }
+    together: dict[str, bool] = {}
+    for origins in by_profile.values():
+        for origin, credentials in origins.items():
+            together[origin] = together.get(origin, False) or credentials
+    return Origins(by_profile, together)

@@ -1,0 +1,338 @@
+"""Bytes to one frozen `Snapshot`, or every fault at once. No network, and no secret is read here.
+
+The file is checked whole before anything is used, so that a configuration error always beats the
+connectivity failure that would otherwise mask it. Unknown keys are refused, because a typo could
+widen access. What the file says is told by `file.py`; what it means, across its parts, is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from broker.declared import Checked, SecretRef, faults_of, pointer, secret_hint
+from broker.errors import ConfigError, Fault
+from broker.file import (
+    CALLERS,
+    CallerEntry,
+    ConfigFile,
+    CredentialEntry,
+    ProfileEntry,
+    plain_http,
+)
+from broker.holes import Template, compile_tree, holes_in
+from broker.model import JSON, Reuse
+from broker.presets import Preset, load_preset
+from broker.schedule import parse_duration
+from broker.snapshot import ANONYMOUS, Profile, Snapshot
+from broker.strict import Unreadable, read_yaml
+
+M = TypeVar("M", bound=BaseModel)
+_REQUEST_HOLES = {"request.ip", "request.user_agent", "request.accept"}
+
+
+def load(path: Path) -> Snapshot:
+    """The file at `path`. Raises ConfigError with every fault."""
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise ConfigError([Fault("", f"cannot be read: {exc.strerror}")]) from None
+    return parse(raw, path.parent)
+
+
+def parse(raw: bytes, base: Path) -> Snapshot:
+    """A configuration's bytes; relative preset files are looked up from `base`.
+
+    Raises ConfigError with every fault.
+    """
+    try:
+        tree = read_yaml(raw.decode())
+    except UnicodeDecodeError:
+        raise ConfigError([Fault("", "is not UTF-8")]) from None
+    except Unreadable as exc:
+        where = f"line {exc.line}: " if exc.line else ""
+        raise ConfigError([Fault("", where + exc.reason)]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([Fault("", "must be a mapping with `callers` and `profiles`")])
+    return _Reading(tree, base).snapshot(hashlib.sha256(raw).hexdigest()[:12])
+
+
+class _Reading:
+    """One pass over one file: collects faults, and gives a Snapshot if there were none."""
+
+    def __init__(self, tree: dict[str, Any], base: Path) -> None:
+        self.tree = tree
+        self.base = base
+        self.faults: list[Fault] = []
+
+    def snapshot(self, digest: str) -> Snapshot:
+        sections = ("callers", "credentials", "profiles")
+        rest = {name: value for name, value in self.tree.items() if name not in sections}
+        if rest.pop("state", None) is not None:
+            self.fault("/state", "a store shared by replicas is not built yet; remove this key")
+        top = self._model(ConfigFile, rest, "") or ConfigFile()
+        callers = dict(self._callers())
+        credentials = dict(self._each("credentials", CredentialEntry))
+        profiles = dict(self._profiles())
+        self._people(top)
+        self._plain_http(top)
+        self._references(top, callers, credentials, profiles)
+        if self.faults:
+            raise ConfigError(self.faults)
+        return Snapshot(
+            digest=digest,
+            server=top.server,
+            outbound_ca=top.outbound.ca_file,
+            max_connections=top.outbound.max_connections,
+            idle_seconds=top.outbound.idle_timeout.total_seconds(),
+            keys=tuple(top.keys),
+            callers=callers,
+            anonymous=top.insecure_anonymous,
+            credentials=credentials,
+            profiles=profiles,
+            origins=frozenset().union(*(p.origins for p in profiles.values())),
+        )
+
+    def fault(self, at: str, reason: str) -> None:
+        self.faults.append(Fault(at, reason))
+
+    def _model(self, kind: type[M], tree: Any, at: str) -> M | None:
+        try:
+            return kind.model_validate(tree)
+        except ValidationError as exc:
+            names = [n for n, f in kind.model_fields.items() if "SecretRef" in str(f.annotation)]
+            self.faults += secret_hint(faults_of(exc, at), names)
+            return None
+
+    def _named(self, section: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """The section's entries as they stand, without complaint."""
+        tree = self.tree.get(section)
+        for name, entry in tree.items() if isinstance(tree, dict) else ():
+            if isinstance(entry, dict):
+                yield name, pointer(section, name), entry
+
+    def _mapping(self, section: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        tree = self.tree.get(section)
+        if tree is None:
+            return
+        if not isinstance(tree, dict):
+            self.fault(f"/{section}", "must be a mapping from names to entries")
+            return
+        for name, entry in tree.items():
+            at = pointer(section, name)
+            if not (name.isascii() and name.replace("-", "").isalnum() and len(name) <= 63):
+                self.fault(at, "a name has letters, digits and hyphens, 63 at the most")
+            elif name == ANONYMOUS:
+                self.fault(at, "this name is taken")
+            elif not isinstance(entry, dict):
+                self.fault(at, "must be a mapping")
+            else:
+                yield name, at, entry
+
+    def _each(self, section: str, kind: type[M]) -> Iterator[tuple[str, M]]:
+        for name, at, entry in self._mapping(section):
+            if (found := self._model(kind, entry, at)) is not None:
+                yield name, found
+
+    def _callers(self) -> Iterator[tuple[str, CallerEntry]]:
+        for name, at, entry in self._mapping("callers"):
+            kind = CALLERS.get(str(entry.get("type")))
+            if kind is None:
+                self.fault(f"{at}/type", f"must be one of {', '.join(CALLERS)}")
+            elif (found := self._model(kind, entry, at)) is not None:
+                yield name, found
+
+    def _profiles(self) -> Iterator[tuple[str, Profile]]:
+        for name, at, entry in self._mapping("profiles"):
+            common = {k: v for k, v in entry.items() if k in ProfileEntry.model_fields}
+            settings = {k: v for k, v in entry.items() if k not in common}
+            found = self._model(ProfileEntry, common, at)
+            name_of_preset = entry.get("preset")
+            if not isinstance(name_of_preset, str):
+                continue
+            try:
+                preset = load_preset(name_of_preset, self.base)
+            except ConfigError as exc:
+                self.faults += [Fault(f"{at}/preset{f.pointer}", f.reason) for f in exc.faults]
+                continue
+            read = self._settings(at, preset, settings)
+            if found is not None and read is not None:
+                yield name, self._profile(name, at, found, preset, read)
+
+    def _settings(
+        self, at: str, preset: Preset, settings: dict[str, Any]
+    ) -> dict[str, JSON] | None:
+        found, faults = preset.settings.read(settings, at)
+        secrets = [name for name, one in preset.file.settings.items() if one.type == "secret"]
+        self.faults += secret_hint(faults, secrets)
+        try:
+            return None if faults else compile_tree(found)
+        except ValueError as exc:
+            self.fault(at, str(exc))
+            return None
+
+    def _profile(
+        self, name: str, at: str, entry: ProfileEntry, preset: Preset, found: dict[str, JSON]
+    ) -> Profile:
+        instants = self._holes(at, entry, preset, found)
+        self._choices(at, entry, preset, found)
+        secrets = {k: v for k, v in found.items() if isinstance(v, SecretRef)}
+        open_names = [k for k, v in found.items() if next(holes_in(v), None) is not None]
+        checkers = {k: Checked({k: preset.file.settings[k]}) for k in open_names}
+        return Profile(
+            name=name,
+            preset=preset,
+            base_url=(entry.base_url or preset.file.base_url or "").rstrip("/"),
+            fixed={k: v for k, v in found.items() if k not in secrets and k not in checkers},
+            open_settings=tuple((k, found[k], checkers[k]) for k in open_names),
+            instants=instants,
+            secrets=secrets,
+            credential=entry.credential,
+            callers=frozenset(entry.allow.callers),
+            origins=frozenset(entry.allow.origins),
+            require={claim: frozenset(v) for claim, v in entry.allow.require.items()},
+            parameters=Checked(entry.parameters),
+            rotation=entry.rotation,
+            min_remaining=entry.min_remaining.total_seconds() if entry.min_remaining else None,
+            rate_limit=entry.rate_limit,
+        )
+
+    def _holes(
+        self, at: str, entry: ProfileEntry, preset: Preset, settings: Mapping[str, JSON]
+    ) -> dict[str, timedelta]:
+        """Checks every hole of the settings; gives the `${now+…}` ones."""
+        instants: dict[str, timedelta] = {}
+        for setting, value in settings.items():
+            here = at + pointer(setting)
+            for hole in holes_in(value):
+                space, _, key = hole.partition(".")
+                if space == "parameters" and key in entry.parameters:
+                    if setting in preset.file.merchant and not entry.merchant_from_parameters:
+                        self.fault(
+                            here,
+                            "who the merchant is comes from claims or from this file; to let the "
+                            "request say it, add merchant_from_parameters: true",
+                        )
+                elif space == "parameters":
+                    self.fault(here, f"${{{hole}}}: this profile declares no such parameter")
+                elif hole == "now" or hole.startswith("now+"):
+                    try:
+                        instants[hole] = parse_duration(hole[4:] or "0s")
+                    except ValueError as exc:
+                        self.fault(here, f"${{{hole}}}: {exc}")
+                elif not (
+                    hole in _REQUEST_HOLES
+                    or hole in ("caller.subject", "uuid4")
+                    or (space == "claims" and key)
+                ):
+                    self.fault(
+                        here,
+                        f"${{{hole}}} is not known; there are claims.x, parameters.x, "
+                        "caller.subject, request.ip|user_agent|accept, uuid4, now+15m",
+                    )
+        return instants
+
+    def _choices(
+        self, at: str, entry: ProfileEntry, preset: Preset, settings: Mapping[str, JSON]
+    ) -> None:
+        """Of each `exactly_one` group one is set; several only where the request chooses."""
+        for group in preset.file.exactly_one:
+            names = " and ".join(group)
+            present = [name for name in group if name in settings]
+            if not present:
+                self.fault(at, f"set exactly one of {names}; neither is set")
+            elif len(present) > 1 and not all(
+                _chosen_by_request(settings[name], entry) for name in present
+            ):
+                self.fault(at, f"{names} exclude each other: set exactly one of them")
+
+    def _people(self, top: ConfigFile) -> None:
+        """Somebody may ask, for something, and only people that there are."""
+        if not self.tree.get("callers") and not top.insecure_anonymous:
+            self.fault(
+                "/callers",
+                "nobody could ask for anything; add a caller, or insecure_anonymous: true to let "
+                "everybody who can reach the port mint",
+            )
+        if not self.tree.get("profiles"):
+            self.fault("/profiles", "there is nothing to mint; add a profile")
+        known = {
+            *(self.tree.get("callers") or {}),
+            *([ANONYMOUS] if top.insecure_anonymous else []),
+        }
+        for name, at, entry in self._named("profiles"):
+            allow = entry.get("allow")
+            callers = allow.get("callers") if isinstance(allow, dict) else None
+            for one in callers if isinstance(callers, list) else []:
+                if isinstance(one, str) and one not in known:
+                    self.fault(f"{at}/allow/callers", f"there is no caller {one!r} under callers")
+            used = entry.get("credential")
+            if isinstance(used, str) and used not in (self.tree.get("credentials") or {}):
+                self.fault(f"{at}/credential", f"there is no {used!r} under credentials ({name})")
+
+    def _plain_http(self, top: ConfigFile) -> None:
+        keys = ("url", "jwks_url", "issuer", "token_url", "base_url")
+        for section in ("callers", "credentials", "profiles"):
+            for _, at, entry in self._named(section):
+                for key in keys:
+                    url = entry.get(key)
+                    if isinstance(url, str) and plain_http(url, top.outbound.insecure_http_hosts):
+                        self.fault(
+                            f"{at}/{key}",
+                            "a secret or token would go over plain http; use https, or name the "
+                            "host in outbound.insecure_http_hosts",
+                        )
+
+    def _references(
+        self,
+        top: ConfigFile,
+        callers: Mapping[str, CallerEntry],
+        credentials: Mapping[str, CredentialEntry],
+        profiles: Mapping[str, Profile],
+    ) -> None:
+        """What holds only between entries."""
+        for name, credential in credentials.items():
+            self._exposure(pointer("credentials", name, "expose_to"), credential, callers, profiles)
+        for profile in profiles.values():
+            at = pointer("profiles", profile.name)
+            file = profile.preset.file
+            if not profile.base_url:
+                self.fault(f"{at}/base_url", "is required: the preset names none")
+            if file.authorization.access_token and profile.credential is None:
+                self.fault(f"{at}/credential", "is required: the preset sends an access token")
+            if profile.rotation and file.reuse is Reuse.SINGLE_USE:
+                self.fault(f"{at}/rotation", "sessions of this preset are for one use; remove it")
+            if not top.keys and profile.gives_handles and "keys" not in self.tree:
+                self.fault(
+                    "/keys",
+                    "a profile gives out handles, which are sealed: name a key file with 32 bytes "
+                    "or more (head -c 32 /dev/urandom | base64 > seal.key)",
+                )
+
+    def _exposure(
+        self,
+        at: str,
+        credential: CredentialEntry,
+        callers: Mapping[str, CallerEntry],
+        profiles: Mapping[str, Profile],
+    ) -> None:
+        for name in credential.expose_to:
+            if name not in callers:
+                self.fault(at, f"there is no caller {name!r} under callers")
+            elif callers[name].type == "forward_auth" or any(
+                name in profile.callers and profile.origins for profile in profiles.values()
+            ):
+                self.fault(at, f"{name!r} speaks for browsers; access tokens are for services only")
+
+
+def _chosen_by_request(value: JSON, entry: ProfileEntry) -> bool:
+    if not (isinstance(value, Template) and value.whole):
+        return False
+    space, _, name = value.whole.partition(".")
+    declared = entry.parameters.get(name)
+    return space == "parameters" and declared is not None and not declared.required

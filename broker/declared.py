@@ -1,0 +1,280 @@
+"""The small vocabulary in which settings, parameters and action data are declared, and its checks.
+
+A preset declares what a profile may set, a profile what a request may carry, both in the same
+words; pydantic does the checking, built once at load. Reasons given here never quote a value, and
+member names only when they were declared: what a stranger sends is not echoed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Annotated, Any, Literal, NotRequired, Required, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, SchemaError, core_schema
+from typing_extensions import TypedDict
+
+from broker.errors import Fault
+from broker.holes import Template, is_template
+from broker.model import JSON
+from broker.schedule import parse_duration
+
+
+class Strict(BaseModel):
+    """Base of everything read from outside: unknown members refused, values frozen, no coercion."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True
+    )
+
+
+class SecretRef(Strict):
+    """Where a secret is: a file or an environment variable, never the value itself."""
+
+    file: str | None = Field(default=None, min_length=1, description="path of a file")
+    env: str | None = Field(default=None, min_length=1, description="name of a variable")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.file is None) == (self.env is None):
+            raise ValueError("give exactly one of file and env")
+        return self
+
+    @property
+    def source(self) -> str:
+        """For logs, metrics and faults."""
+        return f"file:{self.file}" if self.file else f"env:{self.env}"
+
+
+def _duration(value: object) -> timedelta:
+    if not isinstance(value, str):
+        # a ValueError, as pydantic lets a TypeError through
+        raise ValueError("a number with a unit is wanted: 250ms, 90s, 15m, 8h, 7d")  # noqa: TRY004
+    return parse_duration(value)
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise ValueError("an absolute http(s) URL is wanted")
+    if parts.username or parts.password or parts.fragment:
+        raise ValueError("a URL has no user, password or fragment here")
+    _ = parts.port
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Is this host name the machine itself, without asking a name server?"""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_DURATION_SCHEMA = {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)$"}
+Duration = Annotated[timedelta, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
+Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[!-~]+$"), AfterValidator(_url)]
+
+
+class Holes:
+    """Marks a type in whose place a text with holes may stand; the text becomes a Template."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        def read(value: object, inner: Any) -> object:
+            return (
+                Template(value) if isinstance(value, str) and is_template(value) else inner(value)
+            )
+
+        return core_schema.no_info_wrap_validator_function(read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        return {"anyOf": [handler(schema), {"type": "string", "pattern": r"\$\{"}]}
+
+
+class Declared(Strict):
+    """One declared value: its type and bounds, in the words of JSON Schema."""
+
+    type: Literal[
+        "string", "integer", "number", "boolean", "object", "array", "secret", "url", "duration"
+    ]
+    description: str = ""
+    required: bool = False
+    default: Any = None
+    enum: list[str | int] | None = Field(default=None, min_length=1)
+    pattern: str | None = None
+    min_length: int | None = Field(default=None, ge=0)
+    max_length: int = Field(default=1024, ge=0)
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+    items: Declared | None = None
+    max_items: int = Field(default=64, ge=0)
+    properties: dict[str, Declared] = {}
+    open: bool = Field(default=False, description="an object may have further members")
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Self:
+        if self.type == "array" and self.items is None:
+            raise ValueError("an array says what its items are")
+        if self.type in ("string", "integer", "number"):
+            try:
+                checked = TypeAdapter(_scalar(self))
+            except SchemaError:
+                raise ValueError("the pattern is not a regular expression") from None
+            if self.default is not None:
+                checked.validate_python(self.default)
+        return self
+
+
+def _scalar(declared: Declared) -> Any:
+    if declared.enum:
+        return Literal[tuple(declared.enum)]
+    if declared.type == "string":
+        return Annotated[
+            str,
+            StringConstraints(
+                strict=True,
+                min_length=declared.min_length,
+                max_length=declared.max_length,
+                pattern=declared.pattern,
+            ),
+        ]
+    bounds = Field(strict=True, ge=declared.minimum, le=declared.maximum, allow_inf_nan=False)
+    number: Any = int if declared.type == "integer" else float
+    return Annotated[
+        number,
+        bounds if number is float else Field(strict=True, ge=declared.minimum, le=declared.maximum),
+    ]
+
+
+def _annotation(declared: Declared, holes: bool) -> Any:
+    kind: Any
+    match declared.type:
+        case "string" | "integer" | "number":
+            kind = _scalar(declared)
+        case "boolean":
+            kind = Annotated[bool, Field(strict=True)]
+        case "array":
+            assert declared.items is not None  # noqa: S101  (checked by Declared)
+            items: Any = list.__class_getitem__(_annotation(declared.items, holes))
+            kind = Annotated[items, Field(strict=True, max_length=declared.max_items)]
+        case "object":
+            kind = _members(declared.properties, declared.open, holes)
+        case "secret":
+            return SecretRef
+        case "url":
+            kind = Url
+        case "duration":
+            return Duration
+    return Annotated[kind, Holes()] if holes else kind
+
+
+def _members(declared: Mapping[str, Declared], open_: bool, holes: bool) -> Any:
+    fields: dict[str, Any] = {}
+    for name, one in declared.items():
+        needed: Any = Required if one.required else NotRequired
+        fields[name] = needed[_annotation(one, holes)]
+    make: Any = TypedDict  # mypy knows the class syntax only; the names are known at run time
+    shape = make("Members", fields)
+    shape.__pydantic_config__ = ConfigDict(extra="allow" if open_ else "forbid", strict=True)
+    return shape
+
+
+class Checked:
+    """A reader of one declared set of members: `read` gives a plain dict, or the faults.
+
+    holes: the input is an operator's, whose texts may have holes and whose keys may be named;
+    without, it is a request's.
+    """
+
+    def __init__(self, declared: Mapping[str, Declared], *, holes: bool = False) -> None:
+        self.declared = declared
+        self._stranger = not holes
+        self._adapter: TypeAdapter[dict[str, JSON]] = TypeAdapter(_members(declared, False, holes))
+        self._defaults = {n: d.default for n, d in declared.items() if d.default is not None}
+
+    def read(self, tree: JSON, at: str = "") -> tuple[dict[str, JSON], list[Fault]]:
+        """The members with defaults filled in, and no fault; or whatever, and every fault."""
+        try:
+            found = self._adapter.validate_python(tree)
+        except ValidationError as exc:
+            return {}, faults_of(exc, at, self.declared if self._stranger else None)
+        return ({**self._defaults, **found} if self._defaults else found), []
+
+    def json_schema(self) -> dict[str, Any]:
+        return self._adapter.json_schema()
+
+
+def pointer(*steps: str | int) -> str:
+    """A JSON Pointer (RFC 6901) of these steps."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
+
+
+def faults_of(
+    exc: ValidationError, at: str = "", declared: Mapping[str, Declared] | None = None
+) -> list[Fault]:
+    """pydantic's findings in our words, each place once, without any value of the input.
+
+    With `declared`, the input is a stranger's, and members that were not declared go unnamed.
+    """
+    found: dict[tuple[str, str], None] = {}
+    for error in exc.errors(include_url=False, include_context=True, include_input=False):
+        steps = [str(step) for step in error["loc"]]
+        if error["type"] == "extra_forbidden" and declared is not None:
+            names = ", ".join(declared) if len(steps) == 1 else ""
+            hint = f"; declared: {names}" if names else "; none declared" if len(steps) == 1 else ""
+            fault = (at + pointer(*steps[:-1]), "has a member that is not declared" + hint)
+        else:
+            fault = (at + pointer(*steps), _reason(error))
+        found[fault] = None
+    return [Fault(*fault) for fault in found]
+
+
+_WORDS = {
+    "missing": "is required",
+    "extra_forbidden": "is not a known key",
+    "model_type": "must be a mapping",
+    "typed_dict_type": "must be an object",
+    "dict_type": "must be a mapping",
+    "list_type": "must be a list",
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_pattern_mismatch": "does not have the form that is asked for",
+    "union_tag_invalid": "is not one of the known types",
+}
+
+
+def _reason(error: ErrorDetails) -> str:
+    if error["type"] in ("value_error", "assertion_error"):
+        return str(error["msg"]).split(", ", 1)[-1]
+    if error["type"] in _WORDS:
+        return _WORDS[error["type"]]
+    return str(error["msg"]).replace("Input should be", "must be").replace("String should", "must")
+
+
+def secret_hint(faults: Sequence[Fault], secrets: Sequence[str]) -> list[Fault]:
+    """Says what to write where a secret was given inline or in another form than a reference."""
+    text = "a secret is given as {file: PATH} or {env: NAME}, never inline"
+    return [
+        Fault(f.pointer, text)
+        if f.reason == "must be a mapping" and f.pointer.rsplit("/", 1)[-1] in secrets
+        else f
+        for f in faults
+    ]

@@ -1,0 +1,66 @@
+"""The embedded default of `token-broker demo`: a configuration that needs nothing but this machine.
+
+Every secret in it is the sandbox's own and worth nothing; the sealing key is made at each start.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+_CONFIG = """\
+server:
+  public: {{host: 127.0.0.1, port: {port}}}
+  ops: {{host: 127.0.0.1, port: {ops_port}}}
+keys: {{env: DEMO_SEAL_KEY}}
+callers:
+  shop-users:                     # people in a browser: JWTs of the development identity provider
+    type: jwt
+    issuer: {sandbox}/idp
+    audience: token-broker
+  reports-backend:                # a service: opaque tokens, checked by introspection
+    type: introspection
+    url: {sandbox}/idp/introspect
+    client_id: {{env: DEMO_INTROSPECT_ID}}
+    client_secret: {{env: DEMO_INTROSPECT_SECRET}}
+credentials:
+  checkout:
+    token_url: {sandbox}/checkout/access/connect/token
+    client_id: {{env: DEMO_CHECKOUT_ID}}
+    client_secret: {{env: DEMO_CHECKOUT_SECRET}}
+    scope: [sessions:browser]
+    expose_to: [reports-backend]
+profiles:
+  transactions:
+    preset: nmi
+    base_url: {sandbox}/nmi/api/v1
+    api_key: {{env: DEMO_NMI_KEY}}
+    gateway:
+      merchant_id: ${{claims.merchant_id}}
+      environment: sandbox
+    allow:
+      callers: [shop-users]
+      origins: ["http://127.0.0.1:{port}", "http://localhost:{port}"]
+      require: {{role: [owner, accountant]}}
+    rotation: {{max_chain: 8h, grace: 60s}}
+    min_remaining: 5m
+    rate_limit: 30/minute
+"""
+
+
+def demo_config(port: int, ops_port: int, sandbox_url: str) -> bytes:
+    """The configuration, for these ports and this sandbox."""
+    return _CONFIG.format(port=port, ops_port=ops_port, sandbox=sandbox_url).encode()
+
+
+def demo_secrets(
+    nmi_key: str, checkout: tuple[str, str], introspection: tuple[str, str]
+) -> dict[str, str]:
+    """What the configuration's references resolve to."""
+    return {
+        "DEMO_SEAL_KEY": secrets.token_urlsafe(32),
+        "DEMO_NMI_KEY": nmi_key,
+        "DEMO_CHECKOUT_ID": checkout[0],
+        "DEMO_CHECKOUT_SECRET": checkout[1],
+        "DEMO_INTROSPECT_ID": introspection[0],
+        "DEMO_INTROSPECT_SECRET": introspection[1],
+    }

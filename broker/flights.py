@@ -1,0 +1,62 @@
+"""One run of a piece of work for each key, however many ask, and whoever leaves.
+
+The work runs in a task of its own, so that a caller who goes away cancels only their own wait.
+Nothing is remembered once it has landed: that is a cache's business. No locks: one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
+
+
+class Flights(Generic[K, V]):
+    """`join(key, work)`: the result of the run under way, or of a new one."""
+
+    def __init__(self, spawn: Spawn) -> None:
+        """spawn: starts a task that belongs to the app, see `Tasks`."""
+        self._spawn = spawn
+        self._aloft: dict[K, asyncio.Task[V]] = {}
+
+    def __len__(self) -> int:
+        return len(self._aloft)
+
+    async def join(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> tuple[V, bool]:
+        """The result, and whether this caller's `work` made it. Raises what the run raised."""
+        task = self._aloft.get(key)
+        mine = task is None
+        if task is None:
+            task = self._spawn(work())
+            self._aloft[key] = task
+            task.add_done_callback(lambda _: self._landed(key))
+        return await asyncio.shield(task), mine
+
+    def _landed(self, key: K) -> None:
+        task = self._aloft.pop(key)
+        if not task.cancelled():
+            task.exception()  # marks it as seen where every waiter has left
+
+
+class Tasks:
+    """Every background task of the app: kept from the garbage collector, ended with the app."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancels what still runs and waits for it."""
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

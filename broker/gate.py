@@ -1,0 +1,205 @@
+"""What every public request passes first and last: identity, origin, load, and its one log line.
+
+Pure ASGI. CORS headers alone are not access control, as a disallowed origin's request would still
+be carried out; so the origin is judged here, before anything else is done. `null` and `*` are never
+origins; nothing is reflected that is not on a list. Must not know what the endpoints do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from broker.audit import AuditLog, Record
+from broker.errors import BrokerError, MalformedRequest, OriginNotAllowed, Overloaded
+from broker.metrics import Metrics
+from broker.model import Outcome
+from broker.schedule import Clock
+from broker.wire import Header, Reply, headers_of, problem, request_id_of, text
+
+_PROFILES = "/v1/profiles/"
+_SESSIONS = "/v1/sessions/"
+_ACCESS_TOKENS = "/v1/access-tokens/"
+_ALLOWED_HEADERS = b"authorization, cache-control, content-type, idempotency-key, x-request-id"
+_EXPOSED_HEADERS = b"cache-status, ratelimit, ratelimit-policy, retry-after, x-request-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Which origins may ask, and whether with cookies: by profile, and for all of them together."""
+
+    by_profile: Mapping[str, Mapping[str, bool]]
+    any_profile: Mapping[str, bool]
+
+    def allowed(self, path: str, origin: str) -> bool | None:
+        """Whether cookies are in use, or None where the origin is not listed for this path."""
+        if path.startswith(_PROFILES):
+            name = path[len(_PROFILES) :].partition("/")[0]
+            return self.by_profile.get(name, self.any_profile).get(origin)
+        return self.any_profile.get(origin) if path.startswith(_SESSIONS) else None
+
+
+@dataclass(slots=True)
+class Load:
+    """How much is let in and how much is in. draining: connections are closed as they answer."""
+
+    max_in_flight: int
+    in_flight: int = 0
+    draining: bool = False
+
+
+class Gate:
+    """The outermost middleware of the public app."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        origins: Origins,
+        load: Load,
+        trusted_proxies: Sequence[str],
+        clock: Clock,
+        metrics: Metrics,
+        audit: AuditLog,
+    ) -> None:
+        """trusted_proxies: networks whose X-Forwarded-For is believed."""
+        self._app = app
+        self._origins = origins
+        self._load = load
+        self._proxies = [ipaddress.ip_network(network) for network in trusted_proxies]
+        self._clock = clock
+        self._metrics = metrics
+        self._audit = audit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = self._clock.monotonic()
+        try:
+            headers = headers_of(scope)
+            fault: BrokerError | None = None
+        except MalformedRequest as exc:
+            headers, fault = {}, exc
+        record = Record(request_id_of(headers), began)
+        extra: list[Header] = [
+            (b"x-request-id", record.request_id.encode()),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        if self._load.draining:
+            extra.append((b"connection", b"close"))
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *extra]
+            await send(message)
+
+        scope["record"], scope["fields"] = record, headers
+        self._load.in_flight += 1
+        self._metrics.in_flight.inc()
+        try:
+            reply = self._judge(scope, headers, record, extra, fault)
+            if reply is not None:
+                await reply.send(answer)
+            else:
+                await self._app(scope, receive, answer)
+        finally:
+            self._load.in_flight -= 1
+            self._metrics.in_flight.dec()
+            seconds = self._clock.monotonic() - began
+            self._metrics.request_answered(
+                record.operation, record.profile, record.outcome, seconds
+            )
+            self._audit.write(record, seconds)
+
+    def _judge(
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        record: Record,
+        extra: list[Header],
+        fault: BrokerError | None,
+    ) -> Reply | None:
+        """The answer to what may not go on, or to a preflight; None lets the request through."""
+        try:
+            if fault is not None:
+                raise fault
+            scope["peer"] = self._peer(scope, headers)
+            preflight = self._origin(scope, headers, record, extra)
+            if self._load.in_flight > self._load.max_in_flight:
+                self._metrics.shed.inc()
+                raise Overloaded("Too many requests are being worked on.", retry_after=1.0)
+            return preflight
+        except BrokerError as exc:
+            note(record, exc)
+            return problem(exc, record.request_id)
+
+    def _origin(
+        self, scope: Scope, headers: dict[bytes, bytes], record: Record, extra: list[Header]
+    ) -> Reply | None:
+        path: str = scope["path"]
+        if not path.startswith((_PROFILES, _SESSIONS, _ACCESS_TOKENS)):
+            return None
+        extra.append((b"vary", b"Origin"))
+        origin = headers.get(b"origin")
+        site = headers.get(b"sec-fetch-site", b"none")
+        if origin is None:
+            foreign = site not in (b"none", b"same-origin")
+            secret_to_a_browser = path.startswith(_ACCESS_TOKENS) and b"sec-fetch-site" in headers
+            if foreign or secret_to_a_browser or headers.get(b"sec-fetch-mode") == b"navigate":
+                raise OriginNotAllowed("This is not for pages of other origins.")
+            return None
+        credentials = self._origins.allowed(path, text(origin))
+        if credentials is None:
+            raise OriginNotAllowed("This origin is not on the list.")
+        record.origin = text(origin)
+        extra.append((b"access-control-allow-origin", origin))
+        if credentials:
+            extra.append((b"access-control-allow-credentials", b"true"))
+        if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+            record.operation = "preflight"
+            extra.append((b"access-control-allow-methods", b"POST"))
+            extra.append((b"access-control-allow-headers", _ALLOWED_HEADERS))
+            extra.append((b"access-control-max-age", b"600"))
+            return Reply(204)
+        extra.append((b"access-control-expose-headers", _EXPOSED_HEADERS))
+        return None
+
+    def _peer(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
+        """The client's address: the rightmost hop that is not a proxy we trust (ASVS 15.3.4)."""
+        host: str = (scope.get("client") or ("",))[0]
+        forwarded = headers.get(b"x-forwarded-for")
+        if not self._proxies or forwarded is None:
+            return host
+        for hop in [host, *(part.strip() for part in reversed(text(forwarded).split(",")))]:
+            try:
+                address = ipaddress.ip_address(hop)
+            except ValueError:
+                return host
+            host = hop
+            if not any(address in network for network in self._proxies):
+                break
+        return host
+
+
+def note(record: Record, error: BrokerError) -> None:
+    """Writes an error into the request's record."""
+    record.problem = error.slug
+    record.cause = error.cause
+    record.outcome = _OUTCOMES.get(error.slug) or (
+        Outcome.CLIENT_ERROR if error.status < 500 else Outcome.INTERNAL
+    )
+
+
+_OUTCOMES = {
+    "rate-limited": Outcome.THROTTLED,
+    "overloaded": Outcome.UNAVAILABLE,
+    "upstream-refused": Outcome.REFUSED,
+    "upstream-nonsense": Outcome.NONSENSE,
+    "upstream-unavailable": Outcome.UNAVAILABLE,
+    "upstream-timeout": Outcome.TIMEOUT,
+}

@@ -1,0 +1,129 @@
+"""Inbound rate limits: how often one caller may make us call an upstream.
+
+Strategy, notation and arithmetic are the `limits` library's (sliding window counter). Its own
+in-process storage is not used: it walks every key at each hit, in threads, and keeps time by the
+wall clock, so that a step of it would open or shut the gate. Ours is its storage interface over a
+bounded cachetools cache, on the clock that cannot be set.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+from limits import RateLimitItem
+from limits.aio.storage import SlidingWindowCounterSupport, Storage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+
+from broker.errors import RateLimited
+from broker.schedule import Clock
+
+MOST_KEYS = 100_000
+
+
+@dataclass(slots=True)
+class _Window:
+    began: float
+    current: int = 0
+    previous: int = 0
+
+    def roll(self, now: float, length: float) -> None:
+        """Moves on to the window that `now` is in."""
+        passed = int((now - self.began) // length)
+        if passed >= 1:
+            self.previous = self.current if passed == 1 else 0
+            self.current = 0
+            self.began += passed * length
+
+
+class _ClockStorage(Storage, SlidingWindowCounterSupport):
+    """Counters of this process; never waits, so that a hit and its count are one step."""
+
+    STORAGE_SCHEME = None
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._windows: LRUCache[str, _Window] = LRUCache(MOST_KEYS)
+
+    def _window(self, key: str, length: float) -> _Window:
+        now = self._clock.monotonic()
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = _Window(now)
+        window.roll(now, length)
+        return window
+
+    async def acquire_sliding_window_entry(
+        self, key: str, limit: int, expiry: int, amount: int = 1
+    ) -> bool:
+        window = self._window(key, expiry)
+        left = 1 - (self._clock.monotonic() - window.began) / expiry
+        if math.floor(window.previous * left) + window.current + amount > limit:
+            return False
+        window.current += amount
+        return True
+
+    async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+        window = self._window(key, expiry)
+        left = expiry - (self._clock.monotonic() - window.began)
+        return window.previous, left, window.current, left + expiry
+
+    async def clear_sliding_window(self, key: str, expiry: int) -> None:
+        self._windows.pop(key, None)
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        return ValueError
+
+    async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        raise NotImplementedError("only sliding windows are kept")
+
+    async def get(self, key: str) -> int:
+        raise NotImplementedError("only sliding windows are kept")
+
+    async def get_expiry(self, key: str) -> float:
+        raise NotImplementedError("only sliding windows are kept")
+
+    async def check(self) -> bool:
+        return True
+
+    async def reset(self) -> int | None:
+        self._windows.clear()
+        return None
+
+    async def clear(self, key: str) -> None:
+        self._windows.pop(key, None)
+
+
+class RateLimits:
+    """One limiter for all profiles; a caller's count in one is not its count in another."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._storage = _ClockStorage(clock)
+        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
+
+    async def hit(self, item: RateLimitItem, *who: str) -> None:
+        """Counts one. Raises RateLimited with when to come again."""
+        if await self._limiter.hit(item, *who):
+            return
+        window = item.get_expiry()
+        previous, left, current, _ = await self._storage.get_sliding_window(
+            item.key_for(*who), window
+        )
+        raise RateLimited(
+            "Too many requests from this caller for this profile.",
+            retry_after=_wait(item.amount, window, previous, current, left),
+            policy=f'"mint";q={item.amount};w={window}',
+        )
+
+
+def _wait(limit: int, window: float, previous: int, current: int, left: float) -> float:
+    """Seconds until one more fits: as the window before this one, or this one, slides out."""
+    if current + 1 <= limit and previous:
+        return max(0.0, left - window * (limit - current) / previous) + 0.001
+    if current == 0:
+        return left
+    return left + max(0.0, window * (1 - limit / current)) + 0.001

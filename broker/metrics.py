@@ -1,0 +1,168 @@
+"""Every Prometheus series in one class; one verb for each thing that happens.
+
+The only room that knows prometheus_client. Label values come from the configuration and from
+enums, never from a request, so the number of series is fixed when a configuration loads; children
+are bound once, as looking them up costs more than counting. Instants are exported, not ages.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from broker.model import Outcome
+
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LIFE = (5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
+
+
+class Metrics:
+    """One registry for one app, so that two apps in one process (tests) do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"broker_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"broker_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"broker_{name}", text, labels, buckets=buckets, registry=registry)
+
+        requests = counter("requests", "Requests answered.", "operation", "profile", "outcome")
+        seconds = histogram(
+            "request_duration_seconds", "Time to answer.", _LATENCY, "operation", "profile"
+        )
+        self._requests = cache(requests.labels)
+        self._seconds = cache(seconds.labels)
+        self.in_flight = gauge("requests_in_flight", "Requests being worked on.")
+        self.shed = counter("requests_shed", "Requests refused because too many were in flight.")
+        remaining = histogram(
+            "token_remaining_seconds",
+            "Life left in a token when handed out.",
+            _LIFE,
+            "kind",
+            "source",
+        )
+        below = counter(
+            "tokens_served_below_floor", "Hand-outs under the floor; must stay 0.", "kind", "source"
+        )
+        self._remaining = cache(remaining.labels)
+        self._below = cache(below.labels)
+        calls = counter(
+            "upstream_requests", "Calls to upstreams.", "upstream", "operation", "outcome"
+        )
+        call_seconds = histogram(
+            "upstream_duration_seconds", "Time of a call.", _LATENCY, "upstream", "operation"
+        )
+        self._calls = cache(calls.labels)
+        self._call_seconds = cache(call_seconds.labels)
+        unknown = counter(
+            "unknown_mints", "Mints whose answer was lost: a session may exist.", "profile"
+        )
+        self._unknown = cache(unknown.labels)
+        rotations = counter(
+            "rotations", "Rotations: on_time, late, deduplicated, refused.", "profile", "outcome"
+        )
+        self._rotations = cache(rotations.labels)
+        replays = counter(
+            "idempotent_replays", "Mints answered from an Idempotency-Key.", "profile"
+        )
+        self._replays = cache(replays.labels)
+        logins = counter("authentications", "Credentials judged.", "caller", "outcome")
+        self._logins = cache(logins.labels)
+        self._key_loads = counter("jwks_loads", "Loads of a key set.", "caller", "outcome")
+        self._refreshes = counter(
+            "access_token_refreshes", "Token requests.", "credential", "outcome"
+        )
+        self._expiry = gauge(
+            "access_token_expiry_timestamp_seconds", "When the held token ends.", "credential"
+        )
+        self._refresh_after = gauge(
+            "access_token_refresh_after_timestamp_seconds", "When it is replaced.", "credential"
+        )
+        self._assumed = counter(
+            "access_token_lifetime_assumed", "Tokens whose life was not given or cut.", "credential"
+        )
+        self._secret_loaded = gauge(
+            "secret_loaded_timestamp_seconds", "When a secret was read.", "source"
+        )
+        self._build = gauge("build_info", "What runs.", "version", "python")
+        self._config = gauge("config_info", "What is configured.", "digest")
+        self._config_loaded = gauge("config_loaded_timestamp_seconds", "When it was loaded.")
+        self._ready = gauge("ready", "1 while /readyz says yes.")
+
+    def request_answered(
+        self, operation: str, profile: str, outcome: Outcome, seconds: float
+    ) -> None:
+        self._requests(operation, profile, outcome.value).inc()
+        self._seconds(operation, profile).observe(seconds)
+
+    def token_served(self, kind: str, source: str, remaining: float, floor: float) -> None:
+        """kind: session or access_token; source: the profile or credential; both in seconds."""
+        self._remaining(kind, source).observe(remaining)
+        if remaining < floor:
+            self._below(kind, source).inc()
+
+    def serves(self, kind: str, source: str) -> None:
+        """Makes the series exist, so that "stays 0" can be told from "is not there"."""
+        self._below(kind, source)
+
+    def upstream_answered(
+        self, upstream: str, operation: str, outcome: Outcome, seconds: float
+    ) -> None:
+        self._calls(upstream, operation, outcome.value).inc()
+        self._call_seconds(upstream, operation).observe(seconds)
+
+    def mint_unknown(self, profile: str) -> None:
+        self._unknown(profile).inc()
+
+    def rotated(self, profile: str, outcome: str) -> None:
+        self._rotations(profile, outcome).inc()
+
+    def replayed(self, profile: str) -> None:
+        self._replays(profile).inc()
+
+    def authenticated(self, caller: str, outcome: str) -> None:
+        """outcome: ok, cached, refused or unavailable."""
+        self._logins(caller, outcome).inc()
+
+    def keys_loaded(self, caller: str, ok: bool) -> None:
+        self._key_loads.labels(caller, "ok" if ok else "failed").inc()
+
+    def access_token_refreshed(self, credential: str, outcome: Outcome) -> None:
+        self._refreshes.labels(credential, outcome.value).inc()
+
+    def access_token_held(self, credential: str, expires_at: float, refresh_after: float) -> None:
+        """Both in seconds since the epoch."""
+        self._expiry.labels(credential).set(expires_at)
+        self._refresh_after.labels(credential).set(refresh_after)
+
+    def lifetime_assumed(self, credential: str) -> None:
+        self._assumed.labels(credential).inc()
+
+    def secret_read(self, source: str, at: float) -> None:
+        self._secret_loaded.labels(source).set(at)
+
+    def started(self, version: str, python: str, digest: str, at: float) -> None:
+        self._build.labels(version, python).set(1)
+        self._config.labels(digest).set(1)
+        self._config_loaded.set(at)
+
+    def ready(self, is_ready: bool) -> None:
+        self._ready.set(1 if is_ready else 0)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type; OpenMetrics where `accept` asks for it."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type

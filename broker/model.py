@@ -1,0 +1,187 @@
+"""The nouns that flow between the rooms: frozen, slotted, without behaviour of their own.
+
+They exist so that trust can be read from a type: only `authn` makes a `Caller`, only `policy` a
+`Grant`, and a `Secret` stays one until the line that sends it. Nothing here may do I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, NoReturn, Protocol
+
+JSON = Any
+"""A tree of dict, list, str, int, float, bool and None."""
+
+
+def fingerprint(value: str) -> str:
+    """Sixteen hex digits of SHA-256: enough to find a token in a log, too few to be one."""
+    return hashlib.sha256(value.encode()).hexdigest()[:16]
+
+
+class Secret:
+    """A value that cannot print itself. `reveal()` belongs on the line that sends it.
+
+    Not a `str`: f-strings, `repr`, logging, pickling and JSON all fail to give it away.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __format__(self, _spec: str) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(
+            self._value.encode(), other._value.encode()
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is not pickled")
+
+
+class Outcome(StrEnum):
+    """How a request or an upstream call ended: one vocabulary for metrics and audit."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
+    TIMEOUT = "timeout"
+    NONSENSE = "nonsense"
+    THROTTLED = "throttled"
+    CLIENT_ERROR = "client_error"
+    INTERNAL = "internal"
+
+
+class Reuse(StrEnum):
+    """Which tokens may be shared: the one word that cache, pool, store and client obey."""
+
+    SHARED = "shared"
+    PER_CALLER = "per_caller"
+    SINGLE_USE = "single_use"
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """From when until when a token is good, by both clocks.
+
+    `until` is in seconds of this process's monotonic clock and decides; `expires_at` is what is
+    told to others. A step of the wall clock therefore changes neither hand-outs nor refreshes.
+    """
+
+    expires_at: datetime
+    lifetime: timedelta
+    until: float
+
+    def remaining(self, monotonic: float) -> float:
+        """Seconds left; negative when over."""
+        return self.until - monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking, proven. Made by `authn` only.
+
+    name: the entry under `callers` that vouched. subject: who, to that entry. claims: verified.
+    """
+
+    name: str
+    subject: str
+    claims: Mapping[str, JSON]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a request besides its body: values for `${request.x}`, `${now}`, `${uuid4}`.
+
+    unique: one UUID a request, so that a repeated upstream call carries the same key.
+    origin: the browser's, "" where there is none.
+    """
+
+    now: datetime
+    unique: str
+    origin: str
+    ip: str
+    user_agent: str
+    accept: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer of policy: exactly what may be minted now. Made by `policy` only; no defaults.
+
+    parameters: what the request carried, checked. settings: the profile's, every hole filled.
+    """
+
+    profile: str
+    caller: Caller
+    parameters: Mapping[str, JSON]
+    settings: Mapping[str, JSON]
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    """An OAuth 2 bearer that we use towards an upstream (RFC 6749 §5.1). Never for a browser."""
+
+    value: Secret
+    token_type: str
+    scope: str
+    life: Life
+    obtained: float
+    """Monotonic seconds when its request was *sent*: what a later 401 is compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSession:
+    """What an upstream minted for a browser component.
+
+    id: the upstream's own name for it, where it has one. output: the answer that the component
+    itself wants, in its own field names. accepted: 202 rather than 201, where that means something.
+    """
+
+    token: Secret
+    id: str | None
+    life: Life
+    output: JSON
+    accepted: bool = False
+
+
+class SessionSource(Protocol):
+    """One method: a new component session for a grant, or an error. Wrappers add the rest."""
+
+    async def session(self, grant: Grant) -> ComponentSession: ...
+
+
+class TokenSource(Protocol):
+    """One method: an access token that is above its floor, or an error. Wrappers add the rest."""
+
+    async def token(self, *, min_fresh: float = 0.0) -> AccessToken:
+        """A token with at least its floor, and `min_fresh` seconds, left. Raises BrokerError."""
+        ...
+
+    def forget(self, *, older_than: float) -> None:
+        """Drop the held token if it was asked for before monotonic `older_than` (a 401's news)."""
+        ...

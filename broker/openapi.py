@@ -1,0 +1,181 @@
+"""The OpenAPI 3.1 document of the public API, made from the models that check the bodies.
+
+Built once at load. Profile names are configuration and are not told here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from broker import __version__
+from broker.errors import problem_types
+from broker.shapes import (
+    AccessTokenAnswer,
+    ActBody,
+    HandleBody,
+    MintBody,
+    Problem,
+    SessionAnswer,
+)
+
+_REF = "#/components/schemas/{model}"
+
+
+def document() -> dict[str, Any]:
+    """A valid OpenAPI 3.1 document."""
+    models: list[type[BaseModel]] = [
+        MintBody, HandleBody, ActBody, SessionAnswer, AccessTokenAnswer, Problem,
+    ]  # fmt: skip
+    _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "token-broker",
+            "version": __version__,
+            "description": "Short-lived session tokens for browser components.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"bearer": []}, {"session": []}],
+        "paths": _paths(),
+        "components": {
+            "schemas": schemas["$defs"],
+            "responses": {"Problem": _problem_response()},
+            "parameters": {"IdempotencyKey": _IDEMPOTENCY_KEY, "CacheControl": _CACHE_CONTROL},
+            "headers": _HEADERS,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "session": {
+                    "type": "apiKey", "in": "cookie", "name": "session",
+                    "description": "the application's own cookie, with a forward_auth caller",
+                },
+            },
+        },
+    }  # fmt: skip
+
+
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key", "in": "header", "required": False,
+    "description": "the same key, caller and body get the same session",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}  # fmt: skip
+_CACHE_CONTROL = {
+    "name": "Cache-Control", "in": "header", "required": False,
+    "description": "min-fresh=N: at least N seconds of life left, or a problem (RFC 9111)",
+    "schema": {"type": "string"},
+}  # fmt: skip
+_HEADERS = {
+    "CacheStatus": {"description": "RFC 9211", "schema": {"type": "string"}},
+    "RequestId": {"description": "of this request", "schema": {"type": "string"}},
+}
+
+
+def _problem_response() -> dict[str, Any]:
+    slugs = [f"urn:token-broker:problem:{kind.slug}" for kind in problem_types()]
+    return {
+        "description": "A problem (RFC 9457). Types: " + ", ".join(slugs),
+        "content": {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}},
+    }
+
+
+def _paths() -> dict[str, Any]:
+    session = _answer("SessionAnswer", "A session")
+    return {
+        "/v1/profiles/{profile}/sessions": {
+            "post": _operation(
+                "mint", "Mint a component session", "MintBody",
+                {"201": session, "202": session}, required=False,
+                parameters=[_in_path("profile"), _ref("IdempotencyKey"), _ref("CacheControl")],
+            )
+        },
+        "/v1/sessions/rotate": {
+            "post": _operation(
+                "rotate", "Mint the successor of a live session", "HandleBody",
+                {"201": session, "202": session}, parameters=[_ref("CacheControl")],
+            )
+        },
+        "/v1/sessions/end": {
+            "post": _operation(
+                "end", "End a chain", "HandleBody", {"204": {"description": "Ended"}}
+            )
+        },
+        "/v1/sessions/actions/{action}": {
+            "post": _operation(
+                "act", "A follow-up call about a live session", "ActBody",
+                {"200": _open_answer(), "202": _open_answer(), "204": {"description": "Done"}},
+                parameters=[_in_path("action")],
+            )
+        },
+        "/v1/access-tokens/{credential}": {
+            "get": _operation(
+                "access_token", "The access token of a credential, for a service", None,
+                {"200": _answer("AccessTokenAnswer", "An access token")},
+                parameters=[_in_path("credential"), _ref("CacheControl")],
+            )
+        },
+        "/v1/openapi.json": {
+            "get": {
+                "operationId": "openapi", "summary": "This document", "security": [],
+                "responses": {
+                    "200": {
+                        "description": "OpenAPI 3.1",
+                        "content": {"application/json": {"schema": {"type": "object"}}},
+                    }
+                },
+            }
+        },
+    }  # fmt: skip
+
+
+def _operation(
+    name: str,
+    summary: str,
+    body: str | None,
+    responses: dict[str, Any],
+    *,
+    required: bool = True,
+    parameters: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "operationId": name,
+        "summary": summary,
+        "responses": {**responses, "default": {"$ref": "#/components/responses/Problem"}},
+    }
+    if parameters:
+        found["parameters"] = parameters
+    if body:
+        schema = {"$ref": _REF.format(model=body)}
+        found["requestBody"] = {
+            "required": required,
+            "content": {"application/json": {"schema": schema}},
+        }
+    return found
+
+
+def _answer(model: str, description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "headers": {
+            "Cache-Status": {"$ref": "#/components/headers/CacheStatus"},
+            "X-Request-Id": {"$ref": "#/components/headers/RequestId"},
+        },
+        "content": {"application/json": {"schema": {"$ref": _REF.format(model=model)}}},
+    }
+
+
+def _open_answer() -> dict[str, Any]:
+    return {
+        "description": "What the profile lets out of the upstream's answer",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+
+
+def _in_path(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/parameters/{name}"}

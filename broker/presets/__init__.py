@@ -1,0 +1,207 @@
+"""Presets: one data file for each upstream, and the model that reads it.
+
+A new upstream is a new file. What may stand in one is the whole of this vocabulary; what it cannot
+say gets a Python file in `upstreams/`. Nothing here talks to the network or knows a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+
+from broker.declared import Checked, Declared, Duration, Strict, Url, faults_of
+from broker.errors import ConfigError, Fault
+from broker.holes import Template, compile_tree, holes_in, is_template
+from broker.model import Reuse
+from broker.strict import Unreadable, read_yaml
+
+Pointer = Annotated[str, StringConstraints(pattern=r"^(/[^/]+)+$")]
+Tree = Annotated[Any, BeforeValidator(compile_tree)]
+Text = Annotated[str | Template, BeforeValidator(lambda v: Template(v) if is_template(v) else v)]
+
+SESSION_HOLES = frozenset(
+    {"session.id", "session.token", "session.expires_at", "session.expires_at_ms"}
+)
+
+
+class Request(Strict):
+    """One call: `path` is put after the base URL; holes in it are percent-encoded."""
+
+    method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
+    path: Text
+    headers: dict[str, Text] = {}
+    json_: Tree = Field(default=None, alias="json")
+    form: dict[str, Text] | None = None
+
+    @model_validator(mode="after")
+    def _one_body(self) -> Self:
+        if self.json_ is not None and self.form is not None:
+            raise ValueError("give json or form, not both")
+        return self
+
+
+class Authorization(Strict):
+    """How our credential travels. access_token: the bearer of the profile's credential.
+
+    secret: the setting that holds it. place: header or body. prefix: before it in the header; by
+    default "Bearer " for Authorization. members: where in the JSON body; each with a parent there.
+    """
+
+    secret: str | None = None
+    access_token: bool = False
+    place: Text = "header"
+    header: Text = "Authorization"
+    prefix: str | None = None
+    members: list[Pointer] = []
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.secret is not None) == self.access_token:
+            raise ValueError("give exactly one of secret and access_token")
+        return self
+
+
+class Expiry(Strict):
+    """Where the answer says when the token ends. `default`: if it does not say; else nonsense.
+
+    most: a longer life is cut to this. A life that is over or unreadable is always nonsense.
+    """
+
+    at: Pointer | None = None
+    kind: Literal["rfc3339", "epoch_s", "epoch_ms", "seconds"] = Field(
+        default="rfc3339", alias="as"
+    )
+    default: Duration | None = None
+    most: Duration = timedelta(hours=24)
+
+
+class Answer(Strict):
+    """What a good answer looks like."""
+
+    statuses: list[int] = Field(default=[200, 201], min_length=1)
+    token: Pointer
+    id: Pointer | None = None
+    expiry: Expiry
+
+
+class Action(Strict):
+    """A follow-up call about a live session. `data`: what the caller may send along.
+
+    output: members of the upstream's answer (pointers) that the caller gets.
+    conflict: statuses of the upstream that mean "not in this state".
+    """
+
+    request: Request
+    data: dict[str, Declared] = {}
+    statuses: list[int] = Field(default=[200, 204], min_length=1)
+    conflict: list[int] = []
+    output: dict[str, Pointer] = {}
+
+
+class PresetFile(Strict):
+    """One upstream, declared."""
+
+    summary: str
+    documentation: str = ""
+    reuse: Reuse = Field(strict=False)
+    base_url: Url | None = None
+    settings: dict[str, Declared] = {}
+    exactly_one: list[list[str]] = []
+    merchant: list[str] = Field(default=[], description="settings that say whose account it is")
+    authorization: Authorization
+    request: Request
+    answer: Answer
+    output: Tree = Field(description="a template, or `verbatim` for the upstream's own answer")
+    actions: dict[str, Action] = {}
+    revoke: Request | None = None
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        named = {*self.merchant, *(name for group in self.exactly_one for name in group)}
+        if self.authorization.secret:
+            named.add(self.authorization.secret)
+        if unknown := named - self.settings.keys():
+            raise ValueError(f"names settings that are not declared: {', '.join(sorted(unknown))}")
+        secrets = {name for name, one in self.settings.items() if one.type == "secret"}
+        for hole, allowed in self._holes():
+            space, _, name = hole.partition(".")
+            if not (
+                (space == "settings" and name in self.settings and name not in secrets)
+                or (hole in allowed)
+                or (space == "data" and "data" in allowed)
+            ):
+                raise ValueError(f"${{{hole}}} is not known here")
+        return self
+
+    def _holes(self) -> Iterable[tuple[str, frozenset[str]]]:
+        auth = (self.authorization.place, self.authorization.header)
+        sent = frozenset({"uuid4"})
+        for tree in (auth, *_parts(self.request)):
+            yield from ((hole, sent) for hole in holes_in(tree))
+        yield from ((hole, SESSION_HOLES) for hole in holes_in(self.output))
+        follow_up = sent | {
+            "session.id",
+            "data",
+            "request.ip",
+            "request.user_agent",
+            "request.accept",
+        }
+        calls = [action.request for action in self.actions.values()]
+        for call in [*calls, *([self.revoke] if self.revoke else [])]:
+            for tree in _parts(call):
+                yield from ((hole, follow_up) for hole in holes_in(tree))
+
+
+def _parts(request: Request) -> tuple[Any, ...]:
+    return request.path, request.headers, request.json_, request.form
+
+
+class Preset:
+    """A preset file with its checkers built: what `config` and `upstreams` work with."""
+
+    __slots__ = ("actions", "file", "name", "settings")
+
+    def __init__(self, name: str, file: PresetFile) -> None:
+        self.name = name
+        self.file = file
+        self.settings = Checked(file.settings, holes=True)
+        self.actions = {label: Checked(action.data) for label, action in file.actions.items()}
+
+
+def parse_preset(name: str, text: str) -> Preset:
+    """Raises ConfigError with every fault."""
+    try:
+        return Preset(name, PresetFile.model_validate(read_yaml(text)))
+    except Unreadable as exc:
+        raise ConfigError([Fault("", exc.reason)]) from None
+    except ValidationError as exc:
+        raise ConfigError(faults_of(exc)) from None
+
+
+def packaged() -> list[str]:
+    """The names of the presets that come with the package: `nmi`, `checkout/3ds`."""
+    root = Path(str(resources.files(__package__)))
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def load_preset(name: str, base: Path) -> Preset:
+    """A packaged preset, or, for a name that begins with `.` or `/`, a file (relative to `base`).
+
+    Raises ConfigError.
+    """
+    if name.startswith((".", "/")):
+        path = base / name
+    elif name in packaged():
+        path = Path(str(resources.files(__package__))) / f"{name}.yaml"
+    else:
+        known = ", ".join(packaged())
+        raise ConfigError([Fault("", f"no such preset; there are: {known}, or ./FILE.yaml")])
+    try:
+        return parse_preset(name, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError([Fault("", "the preset file cannot be read")]) from None

@@ -1,0 +1,84 @@
+"""One loaded configuration as values: what requests carry inward, whatever is loaded since.
+
+Frozen; made by `config` only. Secrets are references here, resolved by `keyring`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from limits import RateLimitItem
+
+from broker.declared import Checked, SecretRef, pointer
+from broker.file import CallerEntry, CredentialEntry, Rotation, Server
+from broker.model import JSON
+from broker.presets import Preset
+
+ANONYMOUS = "anonymous"
+"""The caller's name where `insecure_anonymous` lets everybody in."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Profile:
+    """A reviewed description of what may be minted, by whom, from which origins; ready to use.
+
+    fixed: settings without holes. open_settings: those with, and the checker of what they become.
+    instants: what `${now+…}` holes add, by hole. min_remaining: seconds; None is a share of life.
+    """
+
+    name: str
+    preset: Preset
+    base_url: str
+    fixed: Mapping[str, JSON]
+    open_settings: tuple[tuple[str, JSON, Checked], ...]
+    instants: Mapping[str, timedelta]
+    secrets: Mapping[str, SecretRef]
+    credential: str | None
+    callers: frozenset[str]
+    origins: frozenset[str]
+    require: Mapping[str, frozenset[str]]
+    parameters: Checked
+    rotation: Rotation | None
+    min_remaining: float | None
+    rate_limit: RateLimitItem | None
+
+    @property
+    def gives_handles(self) -> bool:
+        """Is there anything that a caller could do with a session later?"""
+        file = self.preset.file
+        return bool(self.rotation or file.actions or file.revoke)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """One loaded configuration. A request keeps the one it began with."""
+
+    digest: str
+    server: Server
+    outbound_ca: str | None
+    max_connections: int
+    idle_seconds: float
+    keys: tuple[SecretRef, ...]
+    callers: Mapping[str, CallerEntry]
+    anonymous: bool
+    credentials: Mapping[str, CredentialEntry]
+    profiles: Mapping[str, Profile]
+    origins: frozenset[str]
+
+
+def secret_refs(snapshot: Snapshot) -> Iterator[tuple[str, SecretRef]]:
+    """Every secret that the configuration refers to, with where it does."""
+    for index, ref in enumerate(snapshot.keys):
+        yield pointer("keys", index), ref
+    for section, entries in (("callers", snapshot.callers), ("credentials", snapshot.credentials)):
+        for name, entry in entries.items():
+            for key in type(entry).model_fields:
+                value = getattr(entry, key)
+                for ref in value if isinstance(value, list) else [value]:
+                    if isinstance(ref, SecretRef):
+                        yield pointer(section, name, key), ref
+    for name, profile in snapshot.profiles.items():
+        for key, ref in profile.secrets.items():
+            yield pointer("profiles", name, key), ref

@@ -1,0 +1,121 @@
+"""What an upstream said, as values; or as nonsense, whatever it is that cannot be made sense of.
+
+Parsers of text from outside: they raise `UpstreamNonsense` and nothing else, and no text of an
+upstream gets into an error. A token whose end is unknown, unreadable or past is no token.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+from broker.errors import UpstreamNonsense
+from broker.holes import ABSENT, fill_tree
+from broker.model import JSON, ComponentSession, Life, Secret
+from broker.presets import Expiry, PresetFile
+from broker.schedule import rfc3339
+from broker.strict import Unreadable, read_json
+from broker.upstreams.transport import Answer
+
+_SKEW = timedelta(seconds=30)
+"""A Date field this far from our clock means that one is wrong; an absolute expiry then counts from
+theirs, as it was made with it."""
+_MOST_TOKEN = 16384
+
+
+def session_of(file: PresetFile, answer: Answer, sent: float, wall: datetime) -> ComponentSession:
+    """What was minted.
+
+    sent: monotonic seconds, and wall: the instant, when it was asked for. Raises UpstreamNonsense.
+    """
+    tree = tree_of(answer)
+    shape = file.answer
+    token = at(tree, shape.token)
+    if not (isinstance(token, str) and 0 < len(token) <= _MOST_TOKEN and token.isprintable()):
+        raise UpstreamNonsense("The upstream's answer has no token.")
+    name = at(tree, shape.id) if shape.id else None
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= 255):
+        raise UpstreamNonsense("The upstream's answer has no session id.")
+    life = _life(file.answer.expiry, tree, answer, sent, wall)
+    output = tree
+    if file.output != "verbatim":
+        output = fill_tree(
+            file.output,
+            {
+                "session.token": token,
+                "session.id": name if name is not None else ABSENT,
+                "session.expires_at": rfc3339(life.expires_at),
+                "session.expires_at_ms": int(life.expires_at.timestamp() * 1000),
+            },
+        )
+    return ComponentSession(Secret(token), name, life, output, answer.status == 202)
+
+
+def _life(expiry: Expiry, tree: JSON, answer: Answer, sent: float, wall: datetime) -> Life:
+    """How long the session is good, counted from when it was asked for."""
+    value = at(tree, expiry.at) if expiry.at else ABSENT
+    if value is ABSENT or value is None:
+        if expiry.default is None:
+            raise UpstreamNonsense("The upstream's answer has no expiry.")
+        lifetime = expiry.default
+    elif expiry.kind == "seconds":
+        lifetime = timedelta(seconds=_number(value))
+    else:
+        lifetime = _instant(value, expiry.kind) - _reference(answer, wall)
+    if lifetime <= timedelta(0):
+        raise UpstreamNonsense("The upstream's session is over before it began.")
+    lifetime = min(lifetime, expiry.most)
+    return Life(wall + lifetime, lifetime, sent + lifetime.total_seconds())
+
+
+def tree_of(answer: Answer) -> JSON:
+    try:
+        tree = read_json(answer.body)
+    except Unreadable as exc:
+        raise UpstreamNonsense("The upstream's answer is not JSON.", cause=exc.reason) from None
+    if not isinstance(tree, dict):
+        raise UpstreamNonsense("The upstream's answer is not a JSON object.")
+    return tree
+
+
+def at(tree: JSON, pointer: str) -> JSON:
+    """The value at a pointer, ABSENT where there is none."""
+    for step in pointer.split("/")[1:]:
+        if not isinstance(tree, dict) or step not in tree:
+            return ABSENT
+        tree = tree[step]
+    return tree
+
+
+def _number(value: JSON) -> float:
+    """Seconds, also as a numeric text, as some upstreams write them."""
+    try:
+        number = float(value) if isinstance(value, str | int | float) else float("nan")
+    except (ValueError, OverflowError):
+        number = float("nan")
+    if isinstance(value, bool) or not -1e12 < number < 1e12:
+        raise UpstreamNonsense("The upstream's expiry cannot be read.")
+    return number
+
+
+def _instant(value: JSON, kind: str) -> datetime:
+    try:
+        if kind == "rfc3339":
+            if not isinstance(value, str):
+                raise ValueError
+            at = datetime.fromisoformat(value)
+            return at if at.tzinfo else at.replace(tzinfo=UTC)
+        seconds = _number(value) / (1000 if kind == "epoch_ms" else 1)
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise UpstreamNonsense("The upstream's expiry cannot be read.") from None
+
+
+def _reference(answer: Answer, wall: datetime) -> datetime:
+    """The clock that an absolute expiry was made with: the upstream's where ours differs."""
+    try:
+        theirs = parsedate_to_datetime(answer.headers["date"])
+    except (KeyError, ValueError, TypeError, IndexError):
+        return wall
+    theirs = theirs if theirs.tzinfo else theirs.replace(tzinfo=UTC)
+    return theirs if abs(theirs - wall) > _SKEW else wall
