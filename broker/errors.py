@@ -65,6 +65,7 @@ class BrokerError(Exception):
         self.cause = cause
         self.retry_after = retry_after
         self.faults = tuple(faults)
+        self.profile = ""  # which profile it befell, where that is not in the path
 
 
 class InternalError(BrokerError):

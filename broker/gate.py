@@ -190,6 +190,7 @@ def note(record: Record, error: BrokerError) -> None:
     """Writes an error into the request's record."""
     record.problem = error.slug
     record.cause = error.cause
+    record.profile = record.profile or error.profile
     record.outcome = _OUTCOMES.get(error.slug) or (
         Outcome.CLIENT_ERROR if error.status < 500 else Outcome.INTERNAL
     )

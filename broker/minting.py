@@ -139,6 +139,15 @@ class Minting:
         handle = self._open(text, caller)
         profile = self._profile(handle.profile)
         try:
+            return await self._rotate(profile, handle, caller, facts, min_fresh)
+        except BrokerError as exc:
+            exc.profile = profile.name
+            raise
+
+    async def _rotate(
+        self, profile: Profile, handle: Handle, caller: Caller, facts: Facts, min_fresh: float
+    ) -> Served:
+        try:
             grant = self._may_rotate(profile, handle, caller, facts)
         except BrokerError:
             self._metrics.rotated(profile.name, "refused")
@@ -150,9 +159,9 @@ class Minting:
         minted, mine = await self._successors.join(
             handle.id, lambda: self._succeed(profile, grant, handle)
         )
-        late = facts.now > handle.expires_at
         if self._state.ended.get(handle.chain):
             raise _over("ended meanwhile")
+        late = facts.now > handle.expires_at
         outcome = ("late" if late else "on_time") if mine else "deduplicated"
         self._metrics.rotated(profile.name, outcome)
         return self._serve(minted, "rotated" if mine else "deduplicated", min_fresh)
@@ -182,17 +191,16 @@ class Minting:
         """A follow-up call about a live session. Gives profile, status and the answer."""
         handle = self._open(text, caller)
         profile = self._profile(handle.profile)
-        grant = policy.decide(profile, caller, dict(handle.parameters), facts)
-        if facts.now >= handle.expires_at:
-            raise _over("the session is over")
-        checker = profile.preset.actions.get(action)
-        if checker is None:
-            raise ActionNotAllowed("This is not an action of this profile.")
-        checked, faults = checker.read(data, "/data")
-        if faults:
-            raise InvalidParameters("The data do not fit this action.", faults=faults)
-        source = self._sources[profile.name]
-        status, output = await source.act(action, grant, handle.session_id, checked)
+        try:
+            grant = policy.decide(profile, caller, dict(handle.parameters), facts)
+            if facts.now >= handle.expires_at:
+                raise _over("the session is over")
+            checked = _action_data(profile, action, data)
+            source = self._sources[profile.name]
+            status, output = await source.act(action, grant, handle.session_id, checked)
+        except BrokerError as exc:
+            exc.profile = profile.name
+            raise
         return profile.name, status, output
 
     async def access_token(
@@ -319,6 +327,16 @@ def rotate_in(served: Served) -> int:
     """Whole seconds after which to ask for the successor, drawn anew for each answer."""
     lifetime = served.minted.session.life.lifetime.total_seconds()
     return max(1, int(served.remaining - refresh_point(lifetime)))
+
+
+def _action_data(profile: Profile, action: str, data: JSON) -> dict[str, JSON]:
+    checker = profile.preset.actions.get(action)
+    if checker is None:
+        raise ActionNotAllowed("This is not an action of this profile.")
+    checked, faults = checker.read(data, "/data")
+    if faults:
+        raise InvalidParameters("The data do not fit this action.", faults=faults)
+    return checked
 
 
 def _digest(*parts: str) -> str:
