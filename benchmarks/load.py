@@ -2,8 +2,8 @@
 
 Each connection sends its next request when its last was answered. It understands just as much HTTP
 as uvicorn writes (a status line, a Content-Length, no chunks), since every microsecond it spends
-delays the server it measures. Latencies are therefore those of a saturated server with `connections`
-requests always in flight: fit for comparing variants, not for promising anything to anybody.
+delays the server it measures. Latencies are those of a saturated server, with as many requests in
+flight as there are connections: fit for comparing variants, not for promising anything to anybody.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 _PATIENCE = 60.0
@@ -42,8 +43,7 @@ class _Connection(asyncio.Protocol):
         self.index = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not derived from it
         self.alive = True
 
     def send(self, index: int, request: bytes) -> None:

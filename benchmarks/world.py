@@ -132,9 +132,11 @@ def _environment(sandbox_url: str) -> dict[str, str]:
 def _until_ready(ops_port: int) -> None:
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"{_url(ops_port)}/readyz", timeout=1):
-                return
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{_url(ops_port)}/readyz", timeout=1),
+        ):
+            return
         time.sleep(0.05)
     raise NotStarted("the broker does not become ready")
 
