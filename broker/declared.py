@@ -62,8 +62,7 @@ class SecretRef(Strict):
 
 def _duration(value: object) -> timedelta:
     if not isinstance(value, str):
-        # a ValueError, as pydantic lets a TypeError through
-        raise ValueError("a number with a unit is wanted: 250ms, 90s, 15m, 8h, 7d")  # noqa: TRY004
+        raise ValueError("a number with a unit is wanted: 250ms, 90s, 15m, 8h, 7d")  # noqa: TRY004  (pydantic lets a TypeError through)
     return parse_duration(value)
 
 

@@ -67,12 +67,20 @@ Words = Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
 
 class Listener(Strict):
     host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(ge=0, le=65535, description="port; 0 takes a free one")
+    port: int = Field(default=0, ge=0, le=65535, description="port; 0 takes a free one")
+
+
+class PublicListener(Listener):
+    port: int = Field(default=8080, ge=0, le=65535, description="port; 0 takes a free one")
+
+
+class OpsListener(Listener):
+    port: int = Field(default=9090, ge=0, le=65535, description="port; 0 takes a free one")
 
 
 class Server(Strict):
-    public: Listener = Field(default=Listener(port=8080), description="serves /v1")
-    ops: Listener = Field(default=Listener(port=9090), description="serves metrics and probes")
+    public: PublicListener = Field(default=PublicListener(), description="serves /v1")
+    ops: OpsListener = Field(default=OpsListener(), description="serves metrics and probes")
     trusted_proxies: list[Network] = Field(
         default=[], description="networks whose X-Forwarded-For is believed"
     )
@@ -109,7 +117,7 @@ class Outbound(Strict):
 class JwtCaller(Strict):
     """Bearer JWTs (RFC 7519) of one issuer."""
 
-    type: Literal["jwt"]
+    type: Literal["jwt"] = Field(description="`jwt`")
     issuer: str = Field(min_length=1, description="exact `iss`")
     audience: Words = Field(description="`aud` must hold one of these")
     jwks_url: Url | None = Field(default=None, description="key set; else the issuer is asked")
@@ -149,7 +157,7 @@ class JwtCaller(Strict):
 class ForwardAuthCaller(Strict):
     """Asks the application's own "who is this" endpoint with the request's credentials."""
 
-    type: Literal["forward_auth"]
+    type: Literal["forward_auth"] = Field(description="`forward_auth`")
     url: Url = Field(description="answers 200 with subject and claims, or 401/403")
     headers: list[Literal["cookie", "authorization"]] = Field(
         default=["cookie"], min_length=1, description="request headers that are passed on"
@@ -165,7 +173,7 @@ class ForwardAuthCaller(Strict):
 class IntrospectionCaller(Strict):
     """Bearer tokens checked by their authorisation server (RFC 7662)."""
 
-    type: Literal["introspection"]
+    type: Literal["introspection"] = Field(description="`introspection`")
     url: Url = Field(description="introspection endpoint")
     client_id: SecretRef = Field(description="our id there")
     client_secret: SecretRef = Field(description="our secret there")

@@ -23,7 +23,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 
 from broker.errors import HandleExpired
-from broker.model import JSON, Secret, fingerprint
+from broker.model import JSON, Grant, Secret, fingerprint
 from broker.strict import Unreadable, read_json
 
 _REGISTRY = jwe.JWERegistry(algorithms=["dir", "A256GCM"])
@@ -128,20 +128,38 @@ def _read(plain: bytes) -> Handle:
         raise _unreadable("sealed by another version") from None
 
 
-def successor_of(
-    handle: Handle,
+def first_link(
+    grant: Grant, session_id: str | None, *, issued_at: datetime, expires_at: datetime
+) -> Handle:
+    """The handle of a new chain's first session."""
+    return Handle(
+        id=new_id(),
+        chain=new_id(),
+        profile=grant.profile,
+        caller=grant.caller.name,
+        subject=grant.caller.subject,
+        chain_began=issued_at,
+        issued_at=issued_at,
+        expires_at=expires_at,
+        session_id=session_id,
+        parameters=grant.parameters,
+    )
+
+
+def next_link(
+    before: Handle,
+    grant: Grant,
+    session_id: str | None,
     *,
     issued_at: datetime,
     expires_at: datetime,
-    session_id: str | None,
-    parameters: Mapping[str, JSON],
 ) -> Handle:
-    """The next link of the same chain."""
+    """The handle of the successor, in the same chain."""
     return replace(
-        handle,
+        before,
         id=new_id(),
         issued_at=issued_at,
         expires_at=expires_at,
         session_id=session_id,
-        parameters=parameters,
+        parameters=grant.parameters,
     )

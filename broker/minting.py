@@ -32,7 +32,7 @@ from broker.errors import (
     UpstreamNonsense,
 )
 from broker.flights import Flights, Spawn
-from broker.handles import MOST_PARAMETERS, Handle, Seal, new_id, successor_of
+from broker.handles import MOST_PARAMETERS, Handle, Seal, first_link, next_link
 from broker.limits import RateLimits
 from broker.metrics import Metrics
 from broker.model import JSON, AccessToken, Caller, ComponentSession, Facts, Grant, TokenSource
@@ -283,28 +283,13 @@ class Minting:
     ) -> Handle | None:
         if not profile.gives_handles:
             return None
-        now = self._clock.now().replace(microsecond=0)
-        expires = session.life.expires_at.replace(microsecond=0)
-        if before is not None:
-            return successor_of(
-                before,
-                issued_at=now,
-                expires_at=expires,
-                session_id=session.id,
-                parameters=grant.parameters,
-            )
-        return Handle(
-            id=new_id(),
-            chain=new_id(),
-            profile=profile.name,
-            caller=grant.caller.name,
-            subject=grant.caller.subject,
-            chain_began=now,
-            issued_at=now,
-            expires_at=expires,
-            session_id=session.id,
-            parameters=grant.parameters,
-        )
+        times = {
+            "issued_at": self._clock.now().replace(microsecond=0),
+            "expires_at": session.life.expires_at.replace(microsecond=0),
+        }
+        if before is None:
+            return first_link(grant, session.id, **times)
+        return next_link(before, grant, session.id, **times)
 
     def _remaining(self, minted: Minted) -> float:
         return minted.session.life.remaining(self._clock.monotonic())

@@ -73,6 +73,12 @@ _HEADERS = {
 }
 
 
+_OPEN = {
+    "description": "A JSON object",
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
+
+
 def _problem_response() -> dict[str, Any]:
     slugs = [f"urn:token-broker:problem:{kind.slug}" for kind in problem_types()]
     return {
@@ -83,48 +89,33 @@ def _problem_response() -> dict[str, Any]:
 
 def _paths() -> dict[str, Any]:
     session = _answer("SessionAnswer", "A session")
+    sessions = {"201": session, "202": session}
     return {
-        "/v1/profiles/{profile}/sessions": {
-            "post": _operation(
-                "mint", "Mint a component session", "MintBody",
-                {"201": session, "202": session}, required=False,
-                parameters=[_in_path("profile"), _ref("IdempotencyKey"), _ref("CacheControl")],
-            )
-        },
-        "/v1/sessions/rotate": {
-            "post": _operation(
-                "rotate", "Mint the successor of a live session", "HandleBody",
-                {"201": session, "202": session}, parameters=[_ref("CacheControl")],
-            )
-        },
-        "/v1/sessions/end": {
-            "post": _operation(
-                "end", "End a chain", "HandleBody", {"204": {"description": "Ended"}}
-            )
-        },
-        "/v1/sessions/actions/{action}": {
-            "post": _operation(
-                "act", "A follow-up call about a live session", "ActBody",
-                {"200": _open_answer(), "202": _open_answer(), "204": {"description": "Done"}},
-                parameters=[_in_path("action")],
-            )
-        },
-        "/v1/access-tokens/{credential}": {
-            "get": _operation(
-                "access_token", "The access token of a credential, for a service", None,
-                {"200": _answer("AccessTokenAnswer", "An access token")},
-                parameters=[_in_path("credential"), _ref("CacheControl")],
-            )
-        },
+        "/v1/profiles/{profile}/sessions": _operation(
+            "mint", "Mint a component session", sessions, body="MintBody", required=False,
+            parameters=[_in_path("profile"), _ref("IdempotencyKey"), _ref("CacheControl")],
+        ),
+        "/v1/sessions/rotate": _operation(
+            "rotate", "Mint the successor of a live session", sessions, body="HandleBody",
+            parameters=[_ref("CacheControl")],
+        ),
+        "/v1/sessions/end": _operation(
+            "end", "End a chain", {"204": {"description": "Ended"}}, body="HandleBody"
+        ),
+        "/v1/sessions/actions/{action}": _operation(
+            "act", "A follow-up call about a live session", body="ActBody",
+            responses={"200": _OPEN, "202": _OPEN, "204": {"description": "Done"}},
+            parameters=[_in_path("action")],
+        ),
+        "/v1/access-tokens/{credential}": _operation(
+            "access_token", "The access token of a credential, for a service",
+            {"200": _answer("AccessTokenAnswer", "An access token")}, method="get",
+            parameters=[_in_path("credential"), _ref("CacheControl")],
+        ),
         "/v1/openapi.json": {
             "get": {
                 "operationId": "openapi", "summary": "This document", "security": [],
-                "responses": {
-                    "200": {
-                        "description": "OpenAPI 3.1",
-                        "content": {"application/json": {"schema": {"type": "object"}}},
-                    }
-                },
+                "responses": {"200": _OPEN},
             }
         },
     }  # fmt: skip
@@ -133,9 +124,10 @@ def _paths() -> dict[str, Any]:
 def _operation(
     name: str,
     summary: str,
-    body: str | None,
     responses: dict[str, Any],
     *,
+    method: str = "post",
+    body: str | None = None,
     required: bool = True,
     parameters: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -152,7 +144,7 @@ def _operation(
             "required": required,
             "content": {"application/json": {"schema": schema}},
         }
-    return found
+    return {method: found}
 
 
 def _answer(model: str, description: str) -> dict[str, Any]:
@@ -163,13 +155,6 @@ def _answer(model: str, description: str) -> dict[str, Any]:
             "X-Request-Id": {"$ref": "#/components/headers/RequestId"},
         },
         "content": {"application/json": {"schema": {"$ref": _REF.format(model=model)}}},
-    }
-
-
-def _open_answer() -> dict[str, Any]:
-    return {
-        "description": "What the profile lets out of the upstream's answer",
-        "content": {"application/json": {"schema": {"type": "object"}}},
     }
 
 

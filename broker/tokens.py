@@ -54,14 +54,6 @@ class _Held:
         return freshness(self.token.life.remaining(monotonic), self.refresh_below, self.floor)
 
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A refresh under way. Its task never raises, so none of its errors goes unretrieved."""
-
-    began: float
-    task: asyncio.Task[AccessToken | BrokerError]
-
-
 class Cached:
     """Holds the token of one source: fresh, it is handed out; stale, handed out and refreshed
     behind; expired, waited for, by everybody in the same flight."""
@@ -89,7 +81,7 @@ class Cached:
         self._draw = draw
         self._held: _Held | None = None
         self._fresh_until = float("-inf")
-        self._flight: _Flight | None = None
+        self._flight: asyncio.Task[AccessToken | BrokerError] | None = None
         self._forgotten = float("-inf")
         self._failures = 0
         self._error: BrokerError | None = None
@@ -118,7 +110,7 @@ class Cached:
                 raise _too_short()
             return await self._next(min_fresh)
         if state is Freshness.STALE and now >= self._retry_at:
-            self._aloft(now, min_fresh)
+            _ = self._aloft(now, min_fresh)
         return token
 
     def forget(self, *, older_than: float) -> None:
@@ -126,10 +118,10 @@ class Cached:
 
         That call's token was asked for before it was sent. So a token asked for later cannot be the
         refused one and stays; an older one may be, even where it came in after the call had left,
-        as some servers give the same token to every request until it ends. So a flight that
-        began before is not waited for any more, and what it brings is neither held nor handed out,
-        unless its request was in truth sent later; a flight that began since goes on, and a burst
-        of refused calls costs one token request.
+        as some servers give the same token to every request until it ends. So what a flight brings
+        that is under way now is neither held nor handed out if its request was sent before the
+        refused call: those who wait go on to the next. A burst of refused calls costs one token
+        request, or two.
         """
         self._forgotten = max(self._forgotten, older_than)
         if self._held is not None and self._held.token.obtained < older_than:
@@ -147,8 +139,7 @@ class Cached:
     async def _next(self, min_fresh: float) -> AccessToken:
         """The token of the flight under way, or of a new one. Raises a copy of its error."""
         for _ in range(ROUNDS):
-            flight = self._aloft(self._monotonic(), min_fresh)
-            found = await asyncio.shield(flight.task)
+            found = await asyncio.shield(self._aloft(self._monotonic(), min_fresh))
             if isinstance(found, BrokerError):
                 raise _again(found, found.retry_after)
             remaining = found.life.remaining(self._monotonic())
@@ -158,15 +149,16 @@ class Cached:
                 return found
         raise UpstreamUnavailable("No access token stayed good.", retry_after=1.0)
 
-    def _aloft(self, now: float, min_fresh: float) -> _Flight:
-        """The one flight. Raises the last failure while backing off."""
-        flight = self._flight
-        if flight is not None and not flight.task.done() and flight.began >= self._forgotten:
-            return flight
-        if self._error is not None and now < self._retry_at:
-            raise _again(self._error, self._retry_at - now)
-        self._flight = flight = _Flight(now, self._spawn(self._refresh(min_fresh)))
-        return flight
+    def _aloft(self, now: float, min_fresh: float) -> asyncio.Task[AccessToken | BrokerError]:
+        """The one flight, begun where there is none. Raises the last failure while backing off.
+
+        A flight returns its error, as a task that raises with nobody waiting complains.
+        """
+        if self._flight is None or self._flight.done():
+            if self._error is not None and now < self._retry_at:
+                raise _again(self._error, self._retry_at - now)
+            self._flight = self._spawn(self._refresh(min_fresh))
+        return self._flight
 
     async def _refresh(self, min_fresh: float) -> AccessToken | BrokerError:
         try:
@@ -175,13 +167,11 @@ class Cached:
                 raise UpstreamNonsense("The access token ends too soon to be used.")
         except BrokerError as error:
             return self._failed(error)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  (a flight must land, whatever befalls it)
             _log.exception("defect", credential=self._name)
             return self._failed(InternalError(cause=type(exc).__name__))
         self._failures, self._error, self._retry_at = 0, None, float("-inf")
-        if token.obtained >= self._forgotten and (
-            self._held is None or token.obtained >= self._held.token.obtained
-        ):
+        if token.obtained >= self._forgotten:
             self._hold(token)
         return token
 

@@ -520,9 +520,11 @@ def test_bad_answers_of_the_upstream(name: str) -> None:
         st.binary(max_size=60),
         st.recursive(
             st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-            lambda inner: st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(["session_token", "expires_at", "x"]), inner, max_size=3
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["session_token", "expires_at", "x"]), inner, max_size=3
+                )
             ),
             max_leaves=6,
         ).map(lambda tree: json.dumps(tree).encode()),

@@ -32,8 +32,8 @@ from broker.sandbox.serving import RunningSandbox, serve
 from broker.sandbox.settings import SandboxSettings
 
 GATEWAY = {"api_key": "sandbox-nmi-key", "merchant_id": "100200300", "environment": "sandbox"}
-CHECKOUT_SECRET = "sandbox+secret/with=chars=="  # noqa: S105 - the documented sandbox secret
-TOKEN_PATH = "/checkout/access/connect/token"  # noqa: S105 - a path
+CHECKOUT_SECRET = "sandbox+secret/with=chars=="
+TOKEN_PATH = "/checkout/access/connect/token"
 SESSIONS = "/nmi/api/v1/sessions"
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -67,7 +67,7 @@ class World:
         return int((await self.http.get("/_sandbox/calls")).json()[operation])
 
     async def until_called(self, operation: str, times: int = 1) -> None:
-        while await self.calls(operation) < times:  # noqa: ASYNC110 - asked over HTTP
+        while await self.calls(operation) < times:
             await asyncio.sleep(0.001)
 
     async def idp_token(self, **fields: Any) -> str:
@@ -870,7 +870,7 @@ def test_a_slow_drip_comes_byte_by_byte_and_is_complete() -> None:
 
 async def sandbox_is_idle(others: set[asyncio.Task[Any]]) -> None:
     """Returns when no task of the sandbox is left but its server: the claim is that it does."""
-    while asyncio.all_tasks() - others:  # noqa: ASYNC110 - others' tasks have no event
+    while asyncio.all_tasks() - others:
         await asyncio.sleep(0.001)
 
 

@@ -6,6 +6,7 @@ Only the other server is made up; time is virtual throughout.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import warnings
 from collections.abc import Callable
@@ -466,6 +467,24 @@ def test_a_life_spent_on_the_way_is_nonsense() -> None:
     run(work, lifetime=5)
 
 
+def test_a_token_slept_away_before_its_caller_wakes_is_not_handed_out() -> None:
+    """Where a machine is suspended between a token's arrival and its caller's turn, the caller gets
+    the next token, not one whose life went by meanwhile."""
+
+    async def work(world: World) -> None:
+        naps = [4.6]
+
+        async def suspended(flight: Any) -> Any:
+            found = await flight
+            world.clock.pass_(naps.pop() if naps else 0.0)
+            return found
+
+        world.cache._spawn = lambda flight: world.tasks.spawn(suspended(flight))
+        assert await world.value() == "token-2"
+
+    run(work, lifetime=5)
+
+
 def test_a_high_floor_leaves_room_to_refresh_behind() -> None:
     """With `min_remaining` at 90 % of life there still is a stale stretch above the floor, so that
     a caller every second never waits for a token but the first time."""
@@ -507,10 +526,9 @@ def test_min_fresh_beyond_any_life_is_refused_without_a_request() -> None:
         await world.fails(MinFreshNotMet, min_fresh=3601)
         assert world.endpoint.count == 1
         for _ in range(3600):
-            try:
+            with contextlib.suppress(MinFreshNotMet):
                 await world.value(min_fresh=3600)
-            except MinFreshNotMet:
-                world.clock.pass_(1)
+            world.clock.pass_(1)
         assert world.endpoint.count <= 1 + 12
         assert await world.value()
 
@@ -608,6 +626,25 @@ def test_a_flight_begun_before_the_refused_call_is_not_trusted() -> None:
         assert world.endpoint.count == 3
         assert await world.value() == found
         assert (await world.cache.token()).obtained >= sent
+
+    run(work)
+
+
+def test_what_a_forgotten_flight_brings_is_not_held() -> None:
+    """Nor does the doubtful token lie in the cache when nobody waited for it."""
+
+    async def work(world: World) -> None:
+        await world.value()
+        world.clock.pass_(2750)
+        world.endpoint.gate = asyncio.Event()
+        await world.value()
+        await settle()
+        world.clock.pass_(1)
+        world.cache.forget(older_than=world.clock.monotonic())
+        world.endpoint.gate.set()
+        await settle()
+        assert (world.endpoint.count, world.cache.peek()) == (2, None)
+        assert await world.value() == "token-3"
 
     run(work)
 

@@ -98,9 +98,7 @@ class Door:
         else:
             self._forwards.append(ForwardAuth(name, entry, asking, clock, proofs, spawn))
 
-    def _source(
-        self, name: str, entry: JwtCaller, keyring: Keyring, asking: Asking
-    ) -> KeySource:
+    def _source(self, name: str, entry: JwtCaller, keyring: Keyring, asking: Asking) -> KeySource:
         at = "issuer"
         try:
             if entry.shared_secret is not None:

@@ -115,7 +115,7 @@ def _reference(answer: Answer, wall: datetime) -> datetime:
     """The clock that an absolute expiry was made with: the upstream's where ours differs."""
     try:
         theirs = parsedate_to_datetime(answer.headers["date"])
-    except (KeyError, ValueError, TypeError, IndexError):
+    except (KeyError, ValueError, TypeError, IndexError, OverflowError):
         return wall
     theirs = theirs if theirs.tzinfo else theirs.replace(tzinfo=UTC)
     return theirs if abs(theirs - wall) > _SKEW else wall

@@ -235,7 +235,7 @@ class OAuth:
                 key = _key_of(pem.reveal(), entry.assertion_alg)
                 prove = self._signed_with(key)
                 prove({}, self._form)
-            except Exception:  # a dozen kinds of exception, whose texts may quote the key
+            except Exception:  # noqa: BLE001  (a dozen kinds, whose texts may quote the key)
                 at = pointer("credentials", self._name, "private_key")
                 reason = f"is no private key, PEM or JWK, that {entry.assertion_alg} can use"
                 raise ConfigError([Fault(at, reason)]) from None

@@ -21,6 +21,9 @@ from broker.errors import UpstreamNonsense, UpstreamTimeout, UpstreamUnavailable
 
 BODY_LIMIT = 1 << 20
 """Bytes: tokens and key sets are a few KiB; anything near this is a fault or an attack."""
+_CONNECT_SHARE = 0.95
+"""Of the deadline, for getting a connection: where time runs out there, nothing was sent, and that
+can be told from an answer that did not come only if it ends first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,10 @@ class AiohttpTransport:
         limit: int = BODY_LIMIT,
     ) -> Answer:
         limits = aiohttp.ClientTimeout(
-            total=timeout, sock_connect=min(self._connect, timeout), ceil_threshold=1e9
+            total=timeout,
+            connect=timeout * _CONNECT_SHARE,
+            sock_connect=min(self._connect, timeout * _CONNECT_SHARE),
+            ceil_threshold=1e9,
         )
         try:
             async with self._session.request(
@@ -112,9 +118,15 @@ class AiohttpTransport:
                 "The upstream cannot be reached.", cause=type(exc).__name__
             ) from exc
         except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as exc:
+            # From None: they hold the request's headers and quote what was answered.
             raise UpstreamNonsense(
                 "The upstream's answer broke off or is not HTTP.", cause=type(exc).__name__
-            ) from exc
+            ) from None
+        except (aiohttp.InvalidURL, ValueError) as exc:
+            # From None: they quote the URL or the header that cannot be sent.
+            raise UpstreamUnavailable(
+                "The request cannot be sent.", cause=type(exc).__name__
+            ) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             raise UpstreamTimeout(
                 "The upstream did not answer; the call may have happened.", cause=type(exc).__name__
