@@ -103,7 +103,7 @@ class App:
             metrics=metrics,
             spawn=tasks.spawn,
         )
-        door = Door(
+        self._door = door = Door(
             snapshot.callers,
             anonymous=snapshot.anonymous,
             keyring=keyring,
@@ -111,6 +111,7 @@ class App:
             clock=clock,
             metrics=metrics,
             budget=budget,
+            spawn=tasks.spawn,
         )
         api = Api(
             door=door,
@@ -156,7 +157,8 @@ class App:
         return "draining" if self.load.draining else ""
 
     def warm(self) -> None:
-        """Starts fetching every access token, so that the first mint need not wait for it."""
+        """Starts fetching access tokens and key sets, so that the first mint need not wait."""
+        self._door.warm()
         for tokens in self._tokens.values():
             _ = self._tasks.spawn(tokens.warm())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import IO, Any
 
 import orjson
@@ -23,6 +23,8 @@ _TOKENS = re.compile(
     r"|eyJ[\w-]{8,}(\.[\w-]*){2,4}"
     r"|\b(sek|sk|pss|st)_[\w+/=-]{8,}"
 )
+_DEEPEST = 12
+"""Levels of an event that are told as trees; a traceback in a chain has five."""
 
 
 class Record:
@@ -77,15 +79,40 @@ class Record:
 def redact(
     _logger: object, _name: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """The last line of defence in the sink: what looks like a credential is cut out."""
-    for name, value in event.items():
-        if isinstance(value, str) and _TOKENS.search(value):
-            event[name] = _TOKENS.sub("***", value)
-    return event
+    """The last line of defence in the sink: what looks like a credential is cut out, however deep
+    it lies (tracebacks are trees), and nothing is left that JSON cannot say."""
+    return {_text(name): _plain(value, 0) for name, value in event.items()}
+
+
+def _plain(value: object, depth: int) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        return value
+    if depth < _DEEPEST and isinstance(value, Mapping):
+        return {_plain_text(name): _plain(one, depth + 1) for name, one in value.items()}
+    if depth < _DEEPEST and isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one, depth + 1) for one in value]
+    return _plain_text(value)
+
+
+def _plain_text(value: object) -> str:
+    try:
+        return _text(str(value))
+    except Exception:  # noqa: BLE001  (whatever a foreign __str__ raises; a log line may not fail)
+        return f"<{type(value).__name__}>"
+
+
+def _text(value: str) -> str:
+    if not value.isascii():
+        value = value.encode(errors="replace").decode()  # lone surrogates
+    return _TOKENS.sub("***", value) if _TOKENS.search(value) else value
 
 
 def _dumps(event: Any, **_: Any) -> bytes:
-    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(event)
 
 
 class _Lines:
@@ -129,6 +156,13 @@ class AuditLog:
         self._log.info("request", **record.fields(seconds))
 
 
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001  (arguments that do not fit, or whatever their code raises)
+        return _plain_text(record.msg)
+
+
 def configure_logging(file: IO[bytes] | None = None, level: int = logging.INFO) -> None:
     """Everything that is not an audit line, ours and the libraries', as JSON on standard error."""
     lines = _Lines(file if file is not None else sys.stderr.buffer)
@@ -150,7 +184,7 @@ def configure_logging(file: IO[bytes] | None = None, level: int = logging.INFO) 
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            event = {"event": record.getMessage(), "logger": record.name}
+            event = {"event": _message(record), "logger": record.name}
             if record.exc_info:
                 event["exc_info"] = record.exc_info  # type: ignore[assignment]
             out: Any = event

@@ -78,19 +78,13 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = self._clock.monotonic()
         try:
             headers = headers_of(scope)
             fault: BrokerError | None = None
         except MalformedRequest as exc:
             headers, fault = {}, exc
-        record = Record(request_id_of(headers), began)
-        extra: list[Header] = [
-            (b"x-request-id", record.request_id.encode()),
-            (b"x-content-type-options", b"nosniff"),
-        ]
-        if self._load.draining:
-            extra.append((b"connection", b"close"))
+        record = Record(request_id_of(headers), self._clock.monotonic())
+        extra = self._always(record)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -110,11 +104,21 @@ class Gate:
         finally:
             self._load.in_flight -= 1
             self._metrics.in_flight.dec()
-            seconds = self._clock.monotonic() - began
+            seconds = self._clock.monotonic() - record.began
             self._metrics.request_answered(
                 record.operation, record.profile, record.outcome, seconds
             )
             self._audit.write(record, seconds)
+
+    def _always(self, record: Record) -> list[Header]:
+        """The fields that every answer has; the judges below add to them."""
+        extra: list[Header] = [
+            (b"x-request-id", record.request_id.encode()),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        if self._load.draining:
+            extra.append((b"connection", b"close"))
+        return extra
 
     def _judge(
         self,

@@ -640,7 +640,7 @@ def test_where_metadata_is() -> None:
         "https://a.example/.well-known/oauth-authorization-server/t/1",
     ]
     for bad in ("shop", "https://a.example?x=1", "https://ü.example", "http://["):
-        with pytest.raises(ValueError, match="URL|query|pattern"):
+        with pytest.raises(ValueError, match=r"URL|query|pattern"):
             documents_of(bad)
 
 

@@ -24,6 +24,8 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import yaml
 
+from broker.config import parse
+
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "helm" / "token-broker"
 DEFAULT, FULL = CHART / "ci" / "default-values.yaml", CHART / "ci" / "full-values.yaml"
@@ -118,6 +120,13 @@ def rendered_config(helm: Helm, values_file: Path) -> Document:
     return broker_yaml(helm.render(values_file))
 
 
+@every_ci_file
+def test_the_broker_takes_what_is_rendered(helm: Helm, values_file: Path) -> None:
+    """The broker.yaml that the pods get is a configuration that the broker accepts."""
+    rendered = yaml.safe_dump(rendered_config(helm, values_file))
+    assert parse(rendered.encode(), values_file.parent).profiles
+
+
 # --------------------------------------------------------------------------------- what is rendered
 
 
@@ -202,7 +211,7 @@ def test_rollout(helm: Helm) -> None:
         "type": "RollingUpdate",
         "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
     }
-    assert (spec["replicas"], spec["minReadySeconds"], spec["revisionHistoryLimit"]) == (2, 5, 5)
+    assert (spec["replicas"], spec["minReadySeconds"], spec["revisionHistoryLimit"]) == (1, 5, 5)
 
 
 def test_container(helm: Helm) -> None:

@@ -8,7 +8,7 @@ the token, nor say in a cause what the token holds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +149,7 @@ class JwtVerifier:
         subject_in(claims, self._subject_claim)
         return expires
 
-    def _verified(self, token: str, keys: list[Key] | Any) -> dict[str, JSON]:
+    def _verified(self, token: str, keys: Sequence[Key]) -> dict[str, JSON]:
         for key in keys:
             payload = self._proven_by(key, token)
             if payload is not None:

@@ -82,4 +82,4 @@ def _random_bytes(seed: int | None) -> Callable[[int], bytes]:
     if seed is None:
         return secrets.token_bytes
     # Repeatable on request: these tokens open nothing but the sandbox itself.
-    return random.Random(seed).randbytes  # noqa: S311
+    return random.Random(seed).randbytes  # noqa: S311  (a seed is for tests that want the same tokens again)

@@ -76,7 +76,7 @@ class _Server(uvicorn.Server):
             connection.transport.abort()
         # Each leaves the set when its transport has told it so, a turn of the loop later; uvicorn
         # has no event for that, hence the loop.
-        while self.server_state.connections:  # noqa: ASYNC110
+        while self.server_state.connections:  # noqa: ASYNC110  (uvicorn has no event for it)
             await asyncio.sleep(0)
         tasks = set(self.server_state.tasks)
         if tasks:
