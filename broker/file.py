@@ -241,7 +241,9 @@ class CredentialEntry(Strict):
             raise ValueError(f"{self.client_auth} needs {wanted}")
         if getattr(self, other) is not None:
             raise ValueError(f"{self.client_auth} does not use {other}; remove it")
-        reserved = {"grant_type", "client_id", "client_secret", "scope", "client_assertion"}
+        own = {"audience", "resource", "scope"}
+        reserved = own | {"grant_type", "client_id", "client_secret"}
+        reserved |= {"client_assertion", "client_assertion_type"}
         if clash := reserved & self.parameters.keys():
             raise ValueError(f"parameters may not hold {', '.join(sorted(clash))}")
         return self
