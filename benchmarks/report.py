@@ -73,12 +73,12 @@ def as_text(
     settings: Settings, measured: list[Measured], checks: list[Check], seconds: float
 ) -> str:
     head = f"{'':34}{'CPU µs':>8}{'x bare':>8}{'x naive':>9}{'p50 ms':>8}{'p99 ms':>8}"
-    lines = [f"{head}{'requests':>10}{'errors':>8}"]
+    lines = [f"{head}{'sent':>8}{'errors':>8}"]
     for row in _rows(measured):
         naive = f"{row['against_naive']:9.3f}" if row["against_naive"] else f"{'':9}"
         lines.append(
             f"{row['name']:34}{row['cpu_us']:8.1f}{row['against_bare']:8.2f}{naive}"
-            f"{row['p50_ms']:8.2f}{row['p99_ms']:8.2f}{row['requests']:10}{row['errors']:8}"
+            f"{row['p50_ms']:8.2f}{row['p99_ms']:8.2f}{row['requests_with_warm_up']:8}{row['errors']:8}"
         )
     lines += [
         "",
@@ -87,11 +87,14 @@ def as_text(
         f"requests always in flight, the server saturated. {settings.callers} callers, whose JWTs "
         "were all seen in the warm-up",
         "(RS256 and ES256 by turns), but for the variant that says otherwise (ES256).",
+        "Sent and errors are with warm-up.",
         "",
     ]
     for row in _rows(measured):
         if row["aim"]:
-            mark = "met " if row["against_bare"] <= row["aim"] else "MISSED"
+            mark = "met" if row["against_bare"] <= row["aim"] else "MISSED"
+            if row["errors"]:
+                mark = "VOID"  # a refusal is cheap, and no mint
             lines.append(f"aim    {mark:7}{row['name']} <= {row['aim']} x bare")
     lines += [
         f"check  {'ok' if check.passed else 'FAILED':7}{check.title}: {check.found}"

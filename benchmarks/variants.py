@@ -46,7 +46,7 @@ class Variant:
 
 @dataclass(slots=True)
 class Prepared:
-    """What was asked of ours outside the slices: requests, and sessions they had to cost."""
+    """What was asked of ours outside the slices."""
 
     requests: int = 0
     errors: int = 0
@@ -69,6 +69,10 @@ class Variants:
         idp, count = self.loads["sandbox"], self._people
         self._users = await jwts(idp, count, count, USERS, "RS256", "ES256")
         self._services = await jwts(idp, count, count, SERVICES, "RS256", "ES256")
+
+    async def first(self) -> None:
+        """Waits until ours has its access token, by asking for it."""
+        await self._outside(await self._token("ours")(1), 200)
 
     def all(self) -> list[Variant]:
         return [
@@ -139,8 +143,8 @@ class Variants:
         bodies = await self._outside(mints)
         return [json.loads(body)["handle"] if body else "" for body in bodies]
 
-    async def _outside(self, requests: list[bytes]) -> list[bytes]:
-        answers = await self.loads["ours"].run(requests, 201, keep_bodies=True)
+    async def _outside(self, requests: list[bytes], status: int = 201) -> list[bytes]:
+        answers = await self.loads["ours"].run(requests, status, keep_bodies=True)
         self.prepared.requests += len(requests)
         self.prepared.errors += answers.errors
         self.prepared.first_error = self.prepared.first_error or answers.first_error
