@@ -59,7 +59,8 @@ class App:
         self.snapshot = snapshot
         self.clock = clock = clock or SystemClock()
         self.metrics = metrics = Metrics()
-        self.load = Load(server.max_in_flight)
+        self.load = load = Load(server.max_in_flight)
+        metrics.in_flight.set_function(lambda: load.in_flight)
         self.starting = True
         self._tasks = tasks = Tasks()
         keyring = Keyring(secret_refs(snapshot), base, env)
@@ -122,20 +123,15 @@ class App:
             max_body=server.max_body_bytes,
             document=orjson.dumps(openapi.document()),
         )
-        gate_audit = audit if audit is not None else AuditLog()
-
-        def gated(inner: Any) -> Gate:
-            return Gate(
-                inner,
-                origins=_origins(snapshot),
-                load=self.load,
-                trusted_proxies=server.trusted_proxies,
-                clock=clock,
-                metrics=metrics,
-                audit=gate_audit,
-            )
-
-        self.public = public_app(api, budget, gated)
+        self.public = Gate(
+            public_app(api, budget),
+            origins=_origins(snapshot),
+            load=load,
+            trusted_proxies=server.trusted_proxies,
+            clock=clock,
+            metrics=metrics,
+            audit=audit if audit is not None else AuditLog(),
+        )
         self.ops = ops_app(metrics, snapshot.digest, self.why_not_ready)
         self._announce(keyring)
 

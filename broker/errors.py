@@ -106,7 +106,13 @@ class UnknownProfile(CallerError):
 
 
 class MethodNotAllowed(CallerError):
+    """`allow` is the Allow field (RFC 9110 §15.5.6)."""
+
     slug, title, status = "method-not-allowed", "Method not allowed", 405
+
+    def __init__(self, *, allow: str) -> None:
+        super().__init__(f"This answers to {allow} only.")
+        self.allow = allow
 
 
 class RotationNotSupported(CallerError):

@@ -94,7 +94,6 @@ class Gate:
 
         scope["record"], scope["fields"] = record, headers
         self._load.in_flight += 1
-        self._metrics.in_flight.inc()
         try:
             reply = self._judge(scope, headers, record, extra, fault)
             if reply is not None:
@@ -103,7 +102,6 @@ class Gate:
                 await self._app(scope, receive, answer)
         finally:
             self._load.in_flight -= 1
-            self._metrics.in_flight.dec()
             seconds = self._clock.monotonic() - record.began
             self._metrics.request_answered(
                 record.operation, record.profile, record.outcome, seconds

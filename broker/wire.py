@@ -7,6 +7,7 @@ in is bounded and strict; what goes out never echoes a value of the request.
 from __future__ import annotations
 
 import math
+import random
 import re
 import uuid
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from broker.errors import (
     BrokerError,
     Fault,
     MalformedRequest,
+    MethodNotAllowed,
     RequestTooLarge,
     Unauthenticated,
     UnsupportedMediaType,
@@ -85,7 +87,14 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"")
     if len(given) <= 36 and _REQUEST_ID.fullmatch(given):
         return given.decode()
-    return str(uuid.uuid4())
+    return new_uuid()
+
+
+def new_uuid() -> str:
+    """A random UUID (RFC 9562 §5.4), for a third of what `uuid.uuid4` costs."""
+    digits = f"{random.getrandbits(122):031x}"  # names a request; guards nothing
+    variant = "89ab"[int(digits[0], 16) & 3]
+    return f"{digits[1:9]}-{digits[9:13]}-4{digits[13:16]}-{variant}{digits[16:19]}-{digits[19:31]}"
 
 
 def min_fresh_of(headers: dict[bytes, bytes]) -> float:
@@ -159,6 +168,8 @@ def problem(error: BrokerError, request_id: str) -> Reply:
             headers.append((b"ratelimit", f"{name};r=0;t={seconds}".encode()))
     if error.faults:
         body["errors"] = [_fault(fault) for fault in error.faults[:50]]
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b'Bearer realm="token-broker"'))
     return Reply(error.status, orjson.dumps(body), headers)
