@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from broker.audit import Record
 from broker.authn import Door, Presented
+from broker.chains import Chains
 from broker.errors import (
     BrokerError,
     InternalError,
@@ -35,6 +36,7 @@ from broker.wire import (
     Reply,
     json_reply,
     min_fresh_of,
+    new_uuid,
     parse_body,
     problem,
     read_body,
@@ -89,6 +91,7 @@ class Api:
         *,
         door: Door,
         minting: Minting,
+        chains: Chains,
         clock: Clock,
         known: frozenset[str],
         credentials: frozenset[str],
@@ -99,6 +102,7 @@ class Api:
         document: the OpenAPI document."""
         self._door = door
         self._minting = minting
+        self._chains = chains
         self._clock = clock
         self._known = known
         self._credentials = credentials
@@ -129,7 +133,7 @@ class Api:
         caller = await self._caller(scope, record)
         fields = scope["fields"]
         body = parse_body(fields, await read_body(fields, receive, self._max_body), HandleBody)
-        served = await self._minting.rotate(
+        served = await self._chains.rotate(
             body.handle, caller, self._facts(scope, record), min_fresh=min_fresh_of(fields)
         )
         return self._session(served, record)
@@ -138,7 +142,7 @@ class Api:
         caller = await self._caller(scope, record)
         fields = scope["fields"]
         body = parse_body(fields, await read_body(fields, receive, self._max_body), HandleBody)
-        record.profile, record.chain = await self._minting.end(
+        record.profile, record.chain = await self._chains.end(
             body.handle, caller, self._facts(scope, record)
         )
         return Reply(204, headers=[NO_STORE])
@@ -147,7 +151,7 @@ class Api:
         caller = await self._caller(scope, record)
         fields = scope["fields"]
         body = parse_body(fields, await read_body(fields, receive, self._max_body), ActBody)
-        record.profile, status, answer = await self._minting.act(
+        record.profile, status, answer = await self._chains.act(
             scope["path_params"]["action"],
             body.handle,
             body.data,
@@ -166,19 +170,20 @@ class Api:
         if name in self._credentials:
             record.profile = name
         caller = await self._caller(scope, record)
-        token, remaining = await self._minting.access_token(
+        token, remaining, held = await self._minting.access_token(
             name, caller, min_fresh=min_fresh_of(fields)
         )
         value = token.value.reveal()
         record.fingerprint, record.remaining = token.value.fingerprint, remaining
-        record.source = "cache"
+        record.source = "cache" if held else "fetched"
         body = {
             "access_token": value,
             "token_type": token.token_type,
             "expires_in": int(remaining),
             "scope": token.scope,
         }
-        return json_reply(200, body, NO_STORE, _cache_status("hit", remaining, "cache"))
+        how = _cache_status("hit" if held else "fwd=miss", remaining, record.source)
+        return json_reply(200, body, NO_STORE, how)
 
     async def openapi(self, _scope: Scope, _receive: Receive, _record: Record) -> Reply:
         headers = [(b"content-type", b"application/json"), (b"cache-control", b"max-age=300")]
@@ -195,7 +200,7 @@ class Api:
         fields = scope["fields"]
         return Facts(
             now=self._clock.now(),
-            unique=record.request_id,
+            unique=new_uuid(),  # not the request id, which the caller may choose
             origin=record.origin,
             ip=scope["peer"],
             user_agent=text(fields.get(b"user-agent"))[:2048],

@@ -18,6 +18,7 @@ from broker import __version__, openapi
 from broker.api import Api, public_app
 from broker.audit import AuditLog
 from broker.authn import Door
+from broker.chains import Chains
 from broker.errors import ConfigError, Fault
 from broker.file import ForwardAuthCaller
 from broker.flights import Tasks
@@ -93,13 +94,24 @@ class App:
             )
             for name, profile in snapshot.profiles.items()
         }
+        state = State(clock)
         minting = Minting(
             snapshot,
             sources=sources,
             tokens=tokens,
             seal=seal,
-            state=State(clock),
+            state=state,
             limits=RateLimits(clock),
+            clock=clock,
+            metrics=metrics,
+            spawn=tasks.spawn,
+        )
+        chains = Chains(
+            snapshot,
+            minting,
+            sources=sources,
+            seal=seal,
+            state=state,
             clock=clock,
             metrics=metrics,
             spawn=tasks.spawn,
@@ -117,6 +129,7 @@ class App:
         api = Api(
             door=door,
             minting=minting,
+            chains=chains,
             clock=clock,
             known=frozenset(snapshot.profiles),
             credentials=frozenset(snapshot.credentials),

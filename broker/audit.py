@@ -19,7 +19,7 @@ import structlog
 from broker.model import Outcome
 
 _TOKENS = re.compile(
-    r"(?i)(bearer |basic )[^\s\"',]+"
+    r"(?i)(bearer|basic)\s+[^\s\"',]+"
     r"|eyJ[\w-]{8,}(\.[\w-]*){2,4}"
     r"|\b(sek|sk|pss|st)_[\w+/=-]{8,}"
 )
@@ -87,7 +87,7 @@ def redact(
 def _plain(value: object, depth: int) -> Any:
     if isinstance(value, str):
         return _text(value)
-    if value is None or isinstance(value, bool | float):
+    if value is None or type(value) in (bool, float):
         return value
     if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
         return value

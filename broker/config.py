@@ -29,7 +29,7 @@ from broker.holes import Template, compile_tree, holes_in
 from broker.model import JSON, Reuse
 from broker.presets import Preset, load_preset
 from broker.schedule import parse_duration
-from broker.snapshot import ANONYMOUS, Profile, Snapshot
+from broker.snapshot import ANONYMOUS, OpenSetting, Profile, Snapshot
 from broker.strict import Unreadable, read_yaml
 
 M = TypeVar("M", bound=BaseModel)
@@ -182,14 +182,18 @@ class _Reading:
         instants = self._holes(at, entry, preset, found)
         self._choices(at, entry, preset, found)
         secrets = {k: v for k, v in found.items() if isinstance(v, SecretRef)}
-        open_names = [k for k, v in found.items() if next(holes_in(v), None) is not None]
-        checkers = {k: Checked({k: preset.file.settings[k]}) for k in open_names}
+        open_settings = tuple(
+            OpenSetting(k, v, holes, Checked({k: preset.file.settings[k]}))
+            for k, v in found.items()
+            if (holes := tuple(holes_in(v)))
+        )
+        not_fixed = {*secrets, *(one.name for one in open_settings)}
         return Profile(
             name=name,
             preset=preset,
             base_url=(entry.base_url or preset.file.base_url or "").rstrip("/"),
-            fixed={k: v for k, v in found.items() if k not in secrets and k not in checkers},
-            open_settings=tuple((k, found[k], checkers[k]) for k in open_names),
+            fixed={k: v for k, v in found.items() if k not in not_fixed},
+            open_settings=open_settings,
             instants=instants,
             secrets=secrets,
             credential=entry.credential,

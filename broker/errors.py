@@ -9,6 +9,7 @@
     │   ├── NotFound                404  no such path
     │   ├── UnknownProfile          404
     │   ├── MethodNotAllowed        405
+    │   ├── RequestTimeout          408
     │   ├── RotationNotSupported    409
     │   ├── ActionNotAllowed        409
     │   ├── HandleExpired           410
@@ -34,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,12 @@ class BrokerError(Exception):
         self.retry_after = retry_after
         self.faults = tuple(faults)
         self.profile = ""  # which profile it befell, where that is not in the path
+
+    def again(self) -> Self:
+        """A copy to raise elsewhere."""
+        copy = type(self).__new__(type(self), *self.args)
+        vars(copy).update(vars(self))
+        return copy
 
 
 class InternalError(BrokerError):
@@ -113,6 +120,10 @@ class MethodNotAllowed(CallerError):
     def __init__(self, *, allow: str) -> None:
         super().__init__(f"This answers to {allow} only.")
         self.allow = allow
+
+
+class RequestTimeout(CallerError):
+    slug, title, status = "request-timeout", "Request timed out", 408
 
 
 class RotationNotSupported(CallerError):

@@ -90,6 +90,9 @@ class Server(Strict):
     max_in_flight: int = Field(
         default=512, ge=1, description="requests worked on at once; more are shed with 503"
     )
+    max_connections: int = Field(
+        default=4096, ge=16, description="connections of the public listener; more are refused"
+    )
     max_body_bytes: int = Field(default=16384, ge=1024, description="largest request body")
     drain_delay: Duration = Field(
         default=timedelta(0), description="after SIGTERM, go on serving this long while not ready"

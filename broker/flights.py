@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
+
+from broker.errors import BrokerError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -34,12 +37,31 @@ class Flights(Generic[K, V]):
             task = self._spawn(work())
             self._aloft[key] = task
             task.add_done_callback(lambda _: self._landed(key))
-        return await asyncio.shield(task), mine
+        try:
+            return await asyncio.shield(task), mine
+        except BrokerError as exc:
+            raise exc.again() from exc  # its own for each: one that many raise gathers their frames
 
     def _landed(self, key: K) -> None:
         task = self._aloft.pop(key)
         if not task.cancelled():
             task.exception()  # marks it as seen where every waiter has left
+
+
+class Turns(Generic[K]):
+    """One at a time for each key, in the order they came: `async with turns.of(key)`.
+
+    For calls that an upstream refuses to take side by side. The wait is bounded by the request's
+    own time budget."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[K, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, key: K) -> asyncio.Lock:
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
 
 
 class Tasks:

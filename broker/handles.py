@@ -37,8 +37,8 @@ _KEY_BYTES = 32
 class Handle:
     """One link of a chain. id: this link's own name. caller, subject: whom it was made for.
 
-    session_id: the upstream's name for the session, where it has one. Instants are aware UTC,
-    whole seconds.
+    bound: digest of what the grant took from the caller. session_id: the upstream's name for the
+    session, where it has one. Instants are aware UTC, whole seconds.
     """
 
     id: str
@@ -49,6 +49,7 @@ class Handle:
     chain_began: datetime
     issued_at: datetime
     expires_at: datetime
+    bound: str
     session_id: str | None
     parameters: Mapping[str, JSON]
 
@@ -88,6 +89,7 @@ class Seal:
                 int(handle.chain_began.timestamp()),
                 int(handle.issued_at.timestamp()),
                 int(handle.expires_at.timestamp()),
+                handle.bound,
                 handle.session_id,
                 handle.parameters,
             ]
@@ -119,11 +121,12 @@ def _unreadable(cause: str) -> HandleExpired:
 def _read(plain: bytes) -> Handle:
     try:
         fields: list[Any] = read_json(plain)
-        id_, chain, profile, caller, subject, *moments, session_id, parameters = fields
+        id_, chain, profile, caller, subject, *moments, bound, session_id, parameters = fields
         began, issued, expires = (datetime.fromtimestamp(moment, UTC) for moment in moments)
         return Handle(
-            id_, chain, profile, caller, subject, began, issued, expires, session_id, parameters
-        )
+            id_, chain, profile, caller, subject, began, issued, expires,
+            bound, session_id, parameters,
+        )  # fmt: skip
     except (Unreadable, ValueError, TypeError, OverflowError, OSError):
         raise _unreadable("sealed by another version") from None
 
@@ -141,9 +144,15 @@ def first_link(
         chain_began=issued_at,
         issued_at=issued_at,
         expires_at=expires_at,
+        bound=bound_of(grant),
         session_id=session_id,
         parameters=grant.parameters,
     )
+
+
+def bound_of(grant: Grant) -> str:
+    """Digest of what the grant took from its caller: the merchant, above all."""
+    return fingerprint(orjson.dumps(grant.bound, option=orjson.OPT_SORT_KEYS).decode())
 
 
 def next_link(

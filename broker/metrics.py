@@ -55,6 +55,9 @@ class Metrics:
         self._seconds = cache(seconds.labels)
         self.in_flight = gauge("requests_in_flight", "Requests being worked on.")
         self.shed = counter("requests_shed", "Requests refused because too many were in flight.")
+        self._turned_away = counter(
+            "connections_refused", "Connections ended before there was a request.", "reason"
+        )
         remaining = histogram(
             "token_remaining_seconds",
             "Life left in a token when handed out.",
@@ -121,6 +124,10 @@ class Metrics:
         self._remaining(kind, source).observe(remaining)
         if remaining < floor:
             self._below(kind, source).inc()
+
+    def connection_refused(self, reason: str) -> None:
+        """reason: full, slow, oversized or malformed."""
+        self._turned_away.labels(reason).inc()
 
     def serves(self, kind: str, source: str) -> None:
         """Makes the series exist, so that "stays 0" can be told from "is not there"."""

@@ -1,33 +1,24 @@
-"""The use cases: mint, rotate, act, end, and the access token for a service.
+"""New sessions, and the access token for a service: the use cases that begin with nothing.
 
-Each reads as the README tells it, over values that are already proven: a `Caller`, a `Grant`.
+They read as the README tells them, over values that are already proven: a `Caller`, a `Grant`.
 Policy is asked before any memory is; memory before the rate limit; the limit before the upstream.
-Knows nothing of HTTP.
+What can be done with a session that there is stands in `chains`. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal
 
 import orjson
 
 from broker import policy
 from broker.errors import (
-    ActionNotAllowed,
-    BrokerError,
-    CallerError,
     Fault,
-    HandleExpired,
     InvalidParameters,
     MinFreshNotMet,
-    NotPermitted,
-    OriginNotAllowed,
-    RotationNotSupported,
     UnknownProfile,
     UpstreamNonsense,
 )
@@ -35,14 +26,15 @@ from broker.flights import Flights, Spawn
 from broker.handles import MOST_PARAMETERS, Handle, Seal, first_link, next_link
 from broker.limits import RateLimits
 from broker.metrics import Metrics
-from broker.model import JSON, AccessToken, Caller, ComponentSession, Facts, Grant, TokenSource
+from broker.model import JSON, AccessToken, Caller, ComponentSession, Facts, Grant
 from broker.schedule import Clock, floor_of, refresh_point
-from broker.snapshot import Profile, Snapshot
+from broker.snapshot import ANONYMOUS, Profile, Snapshot
 from broker.state import Answered, State
+from broker.tokens import Cached
 from broker.upstreams.preset import Upstream
 
-_A_DAY = 86400.0
-"""Seconds an end is remembered beyond the chain's own, in case the wall clock is set back."""
+MAY_BE_SET_BACK = 86400.0
+"""Seconds that things with a wall-clock end are remembered beyond it, should that clock be set."""
 Source = Literal["minted", "rotated", "deduplicated", "replayed"]
 
 
@@ -78,7 +70,7 @@ class Minting:
         snapshot: Snapshot,
         *,
         sources: Mapping[str, Upstream],
-        tokens: Mapping[str, TokenSource],
+        tokens: Mapping[str, Cached],
         seal: Seal,
         state: State,
         limits: RateLimits,
@@ -96,7 +88,7 @@ class Minting:
         self._clock = clock
         self._metrics = metrics
         self._answers: Flights[str, Answered[Minted]] = Flights(spawn)
-        self._successors: Flights[str, Minted] = Flights(spawn)
+        self._lifetimes: dict[str, float] = {}
 
     async def mint(
         self,
@@ -109,152 +101,58 @@ class Minting:
         min_fresh: float = 0.0,
     ) -> Served:
         """A new session, or with an Idempotency-Key the one that was made for it before."""
-        profile = self._profile(profile_name)
+        profile = self.profile(profile_name)
         grant = policy.decide(profile, caller, parameters, facts)
-        if not idempotency_key:
-            return self._serve(await self._new(profile, grant, None), "minted", min_fresh)
+        self.long_enough(profile, min_fresh)
+        if not idempotency_key or caller.name == ANONYMOUS:  # strangers share no memory
+            return self.serve(await self.new(profile, grant, None), "minted", min_fresh)
         key = _digest(caller.name, caller.subject, profile_name, idempotency_key)
-        body = _digest(orjson.dumps(grant.parameters, option=orjson.OPT_SORT_KEYS).decode())
+        body = _digest(_sorted(grant.parameters), _sorted(grant.bound))
         known = self._state.answers.get(key)
         if known is not None and known.body != body:
             raise _reused_key()
-        if known is not None and self._above_floor(known.answer):
+        if known is not None and self.usable(known.answer):
             self._metrics.replayed(profile_name)
-            return self._serve(known.answer, "replayed", min_fresh)
+            return self.serve(known.answer, "replayed", min_fresh)
 
         async def work() -> Answered[Minted]:
-            answered = Answered(body, await self._new(profile, grant, None))
-            self._state.answers.put(key, answered, self._remaining(answered.answer))
+            minted = await self.new(profile, grant, None)
+            answered = Answered(body, minted)
+            self._state.answers.put(key, answered, self.remaining(minted), weight(minted))
             return answered
 
         answered, mine = await self._answers.join(key, work)
         if answered.body != body:
             raise _reused_key()
-        return self._serve(answered.answer, "minted" if mine else "replayed", min_fresh)
-
-    async def rotate(
-        self, text: str, caller: Caller, facts: Facts, *, min_fresh: float = 0.0
-    ) -> Served:
-        """The successor of a live session; the same one for all who show the same handle."""
-        handle = self._open(text, caller)
-        profile = self._profile(handle.profile)
-        try:
-            return await self._rotate(profile, handle, caller, facts, min_fresh)
-        except BrokerError as exc:
-            exc.profile = profile.name
-            raise
-
-    async def _rotate(
-        self, profile: Profile, handle: Handle, caller: Caller, facts: Facts, min_fresh: float
-    ) -> Served:
-        try:
-            grant = self._may_rotate(profile, handle, caller, facts)
-        except BrokerError:
-            self._metrics.rotated(profile.name, "refused")
-            raise
-        known: Minted | None = self._state.successors.get(handle.id)
-        if known is not None and self._above_floor(known):
-            self._metrics.rotated(profile.name, "deduplicated")
-            return self._serve(known, "deduplicated", min_fresh)
-        minted, mine = await self._successors.join(
-            handle.id, lambda: self._succeed(profile, grant, handle)
-        )
-        if self._state.ended.get(handle.chain):
-            raise _over("ended meanwhile")
-        late = facts.now > handle.expires_at
-        outcome = ("late" if late else "on_time") if mine else "deduplicated"
-        self._metrics.rotated(profile.name, outcome)
-        return self._serve(minted, "rotated" if mine else "deduplicated", min_fresh)
-
-    async def end(self, text: str, caller: Caller, facts: Facts) -> tuple[str, str]:
-        """Ends a chain, here and, where it can be, upstream. Gives profile and chain.
-
-        Whoever a handle was made for may end it, also when they may not mint any more."""
-        handle = self._open(text, caller)
-        profile = self._profiles.get(handle.profile)
-        if profile is None:
-            self._state.ended.put(handle.chain, True, _A_DAY)
-            return "", handle.chain
-        if facts.origin and facts.origin not in profile.origins:
-            raise OriginNotAllowed("This origin may not use this profile.")
-        chain = profile.rotation.max_chain if profile.rotation else timedelta(0)
-        last = max(handle.chain_began + chain, handle.expires_at)
-        self._state.ended.put(handle.chain, True, (last - facts.now).total_seconds() + _A_DAY)
-        with contextlib.suppress(CallerError):
-            grant = policy.decide(profile, caller, dict(handle.parameters), facts)
-            await self._sources[profile.name].revoke(grant, handle.session_id)
-        return profile.name, handle.chain
-
-    async def act(
-        self, action: str, text: str, data: JSON, caller: Caller, facts: Facts
-    ) -> tuple[str, int, dict[str, JSON]]:
-        """A follow-up call about a live session. Gives profile, status and the answer."""
-        handle = self._open(text, caller)
-        profile = self._profile(handle.profile)
-        try:
-            grant = policy.decide(profile, caller, dict(handle.parameters), facts)
-            if facts.now >= handle.expires_at:
-                raise _over("the session is over")
-            checked = _action_data(profile, action, data)
-            source = self._sources[profile.name]
-            status, output = await source.act(action, grant, handle.session_id, checked)
-        except BrokerError as exc:
-            exc.profile = profile.name
-            raise
-        return profile.name, status, output
+        return self.serve(answered.answer, "minted" if mine else "replayed", min_fresh)
 
     async def access_token(
         self, name: str, caller: Caller, *, min_fresh: float = 0.0
-    ) -> tuple[AccessToken, float]:
-        """The token of a credential that is exposed to this caller, and its seconds left."""
+    ) -> tuple[AccessToken, float, bool]:
+        """The token of a credential that is exposed to this caller, its seconds left, and whether
+        it was held already."""
         entry = self._credentials.get(name)
         if entry is None or caller.name not in entry.expose_to:
             raise UnknownProfile("There is no such credential for this caller.")
-        token = await self._tokens[name].token(min_fresh=min_fresh)
+        asked = self._clock.monotonic()
+        tokens = self._tokens[name]
+        token = None if min_fresh else tokens.peek()
+        if token is None:
+            token = await tokens.token(min_fresh=min_fresh)
         remaining = token.life.remaining(self._clock.monotonic())
         floor = entry.min_remaining
         least = floor.total_seconds() if floor else floor_of(token.life.lifetime.total_seconds())
         self._metrics.token_served("access_token", name, remaining, least)
-        return token, remaining
+        return token, remaining, token.obtained < asked
 
-    def _profile(self, name: str) -> Profile:
+    def profile(self, name: str) -> Profile:
+        """Raises UnknownProfile."""
         profile = self._profiles.get(name)
         if profile is None:
             raise UnknownProfile("There is no such profile for this caller.")
         return profile
 
-    def _open(self, text: str, caller: Caller) -> Handle:
-        """A handle that is this caller's own, of a chain that was not ended."""
-        handle = self._seal.open(text)
-        if handle.caller != caller.name or handle.subject != caller.subject:
-            raise NotPermitted("This handle was made for somebody else.")
-        if self._state.ended.get(handle.chain):
-            raise _over("ended")
-        return handle
-
-    def _may_rotate(self, profile: Profile, handle: Handle, caller: Caller, facts: Facts) -> Grant:
-        grant = policy.decide(profile, caller, dict(handle.parameters), facts)
-        if profile.rotation is None:
-            raise RotationNotSupported("Sessions of this profile do not rotate.")
-        if facts.now > handle.expires_at + profile.rotation.grace:
-            raise _over("past its grace")
-        if facts.now > handle.chain_began + profile.rotation.max_chain:
-            raise _over("the chain is too old")
-        known = self._state.successors.get(handle.id)
-        if known is None and self._state.spent.get(handle.id):
-            raise _over("rotated away")
-        return grant
-
-    async def _succeed(self, profile: Profile, grant: Grant, handle: Handle) -> Minted:
-        minted = await self._new(profile, grant, handle)
-        assert profile.rotation is not None  # noqa: S101  (_may_rotate)
-        grace = profile.rotation.grace.total_seconds()
-        left = (handle.expires_at - self._clock.now()).total_seconds() + grace
-        self._state.successors.put(handle.id, minted, min(grace, self._remaining(minted)))
-        self._state.spent.put(handle.id, True, left + 3600)
-        return minted
-
-    async def _new(self, profile: Profile, grant: Grant, before: Handle | None) -> Minted:
+    async def new(self, profile: Profile, grant: Grant, before: Handle | None) -> Minted:
         """One upstream mint, counted against the caller's limit."""
         if profile.gives_handles and len(orjson.dumps(grant.parameters)) > MOST_PARAMETERS:
             fault = Fault("/parameters", f"are longer than {MOST_PARAMETERS} bytes")
@@ -266,9 +164,11 @@ class Minting:
         lifetime = session.life.lifetime.total_seconds()
         floor = profile.min_remaining
         floor = floor_of(lifetime) if floor is None else floor
-        if session.life.remaining(self._clock.monotonic()) < floor:
-            raise UpstreamNonsense("The upstream's session is shorter than this profile allows.")
+        self._lifetimes[profile.name] = lifetime
+        _above(floor, session.life.remaining(self._clock.monotonic()))
         handle = self._handle(profile, grant, session, before)
+        if handle is not None and session.id and profile.preset.file.revoke:
+            self._state.newest.put(handle.chain, session.id, lifetime + MAY_BE_SET_BACK)
         return Minted(
             profile=profile.name,
             session=session,
@@ -291,19 +191,26 @@ class Minting:
             return first_link(grant, session.id, **times)
         return next_link(before, grant, session.id, **times)
 
-    def _remaining(self, minted: Minted) -> float:
+    def remaining(self, minted: Minted) -> float:
+        """Seconds."""
         return minted.session.life.remaining(self._clock.monotonic())
 
-    def _above_floor(self, minted: Minted) -> bool:
-        return self._remaining(minted) > minted.floor
+    def usable(self, minted: Minted) -> bool:
+        """May it be handed out again?"""
+        return self.remaining(minted) > minted.floor and not self._state.ended.get(minted.chain)
 
-    def _serve(self, minted: Minted, source: Source, min_fresh: float) -> Served:
+    def long_enough(self, profile: Profile, min_fresh: float) -> None:
+        """Refuses a wish that no session of this upstream meets, before one is made for it."""
+        most = profile.preset.file.answer.expiry.most.total_seconds()
+        if min_fresh > min(most, self._lifetimes.get(profile.name, most)):
+            raise _too_short()
+
+    def serve(self, minted: Minted, source: Source, min_fresh: float) -> Served:
         """The last line before a hand-out: what is left now, and is it enough?"""
-        remaining = self._remaining(minted)
+        remaining = self.remaining(minted)
         if remaining < min_fresh:
-            raise MinFreshNotMet("The upstream's sessions do not live as long as that.")
-        if remaining < minted.floor:
-            raise UpstreamNonsense("The upstream's session is shorter than this profile allows.")
+            raise _too_short()
+        _above(minted.floor, remaining)
         self._metrics.token_served("session", minted.profile, remaining, minted.floor)
         return Served(minted, source, remaining)
 
@@ -314,23 +221,30 @@ def rotate_in(served: Served) -> int:
     return max(1, int(served.remaining - refresh_point(lifetime)))
 
 
-def _action_data(profile: Profile, action: str, data: JSON) -> dict[str, JSON]:
-    checker = profile.preset.actions.get(action)
-    if checker is None:
-        raise ActionNotAllowed("This is not an action of this profile.")
-    checked, faults = checker.read(data, "/data")
-    if faults:
-        raise InvalidParameters("The data do not fit this action.", faults=faults)
-    return checked
-
-
 def _digest(*parts: str) -> str:
     """One text for several, such that no two lists of parts share it."""
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()
 
 
-def _over(cause: str) -> HandleExpired:
-    return HandleExpired("This handle is not valid any more; start a new session.", cause=cause)
+def _sorted(tree: Mapping[str, JSON]) -> str:
+    return orjson.dumps(tree, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def weight(minted: Minted) -> int:
+    """About how many bytes it takes to remember."""
+    return 4096 + 4 * len(minted.handle) + 8 * len(orjson.dumps(minted.session.output))
+
+
+def _above(floor: float, remaining: float) -> None:
+    if remaining < floor:
+        raise UpstreamNonsense(
+            "The upstream's session is shorter than this profile allows.",
+            cause=f"{remaining:.1f} s left, floor {floor:.1f} s",
+        )
+
+
+def _too_short() -> MinFreshNotMet:
+    return MinFreshNotMet("The upstream's sessions do not live as long as that.")
 
 
 def _reused_key() -> InvalidParameters:

@@ -133,12 +133,14 @@ class Grant:
     """The answer of policy: exactly what may be minted now. Made by `policy` only; no defaults.
 
     parameters: what the request carried, checked. settings: the profile's, every hole filled.
+    bound: what caller and parameters put into them, by hole; a successor must have the same.
     """
 
     profile: str
     caller: Caller
     parameters: Mapping[str, JSON]
     settings: Mapping[str, JSON]
+    bound: Mapping[str, JSON]
     facts: Facts
 
 

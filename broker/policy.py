@@ -7,7 +7,7 @@ a claim that is missing refuses rather than becoming an empty text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from broker.errors import (
     Fault,
@@ -16,10 +16,12 @@ from broker.errors import (
     OriginNotAllowed,
     UnknownProfile,
 )
-from broker.holes import ABSENT, Unfillable, fill_tree, holes_in
+from broker.holes import ABSENT, Unfillable, fill_tree
 from broker.model import JSON, Caller, Facts, Grant
 from broker.schedule import rfc3339
 from broker.snapshot import Profile
+
+_STABLE = ("claims.", "caller.", "parameters.")
 
 
 def decide(profile: Profile, caller: Caller, parameters: JSON, facts: Facts) -> Grant:
@@ -36,9 +38,15 @@ def decide(profile: Profile, caller: Caller, parameters: JSON, facts: Facts) -> 
         if not _matches(caller.claims.get(claim), accepted):
             raise NotPermitted("This caller may not use this profile.", cause=f"claim {claim}")
     checked = _parameters(profile, parameters)
-    settings = _settings(profile, caller, checked, facts)
+    bound: dict[str, JSON] = {}
+    settings = _settings(profile, caller, checked, facts, bound)
     return Grant(
-        profile=profile.name, caller=caller, parameters=checked, settings=settings, facts=facts
+        profile=profile.name,
+        caller=caller,
+        parameters=checked,
+        settings=settings,
+        bound=bound,
+        facts=facts,
     )
 
 
@@ -48,6 +56,8 @@ def _matches(claim: JSON, accepted: frozenset[str]) -> bool:
 
 
 def _parameters(profile: Profile, tree: JSON) -> dict[str, JSON]:
+    if not tree and isinstance(tree, dict) and not profile.parameters.declared:
+        return {}
     if isinstance(tree, dict):
         for group in profile.preset.file.exactly_one:
             if len([name for name in group if name in tree]) > 1:
@@ -66,24 +76,29 @@ def _exclusive(group: list[str]) -> InvalidParameters:
 
 
 def _settings(
-    profile: Profile, caller: Caller, parameters: Mapping[str, JSON], facts: Facts
+    profile: Profile,
+    caller: Caller,
+    parameters: Mapping[str, JSON],
+    facts: Facts,
+    bound: dict[str, JSON],
 ) -> Mapping[str, JSON]:
+    """The settings, filled. `bound` is given what came from the caller or the parameters."""
     if not profile.open_settings:
         return profile.fixed
     settings = dict(profile.fixed)
-    for name, template, checker in profile.open_settings:
-        holes = list(holes_in(template))
-        values = {hole: _value(hole, profile, caller, parameters, facts) for hole in holes}
+    for setting in profile.open_settings:
+        values = {hole: _value(hole, profile, caller, parameters, facts) for hole in setting.holes}
         try:
-            filled = fill_tree(template, values)
+            filled = fill_tree(setting.template, values)
         except Unfillable as exc:
             raise _unfit([exc.hole]) from None
+        bound.update({h: v for h, v in values.items() if h.startswith(_STABLE) and v is not ABSENT})
         if filled is ABSENT:
             continue
-        _, faults = checker.read({name: filled})
+        _, faults = setting.checker.read({setting.name: filled})
         if faults:
-            raise _unfit(holes)
-        settings[name] = filled
+            raise _unfit(setting.holes)
+        settings[setting.name] = filled
     for group in profile.preset.file.exactly_one:
         if len([name for name in group if name in settings]) != 1:
             raise _exclusive(group)
@@ -112,7 +127,7 @@ def _value(
     }[hole]
 
 
-def _unfit(holes: list[str]) -> InvalidParameters | NotPermitted:
+def _unfit(holes: Sequence[str]) -> InvalidParameters | NotPermitted:
     """What fills a setting does not fit it: the request's fault if it came from there."""
     named = [hole.partition(".")[2] for hole in holes if hole.startswith("parameters.")]
     if named:
@@ -120,4 +135,4 @@ def _unfit(holes: list[str]) -> InvalidParameters | NotPermitted:
             "The parameters do not fit this profile.",
             faults=[Fault(f"/parameters/{name}", "is missing or does not fit") for name in named],
         )
-    return NotPermitted("This caller may not use this profile.", cause=f"{holes} do not fit")
+    return NotPermitted("This caller may not use this profile.", cause=f"{list(holes)} do not fit")

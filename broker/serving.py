@@ -13,17 +13,19 @@ import contextlib
 import gc
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from broker.app import App
+from broker.connections import BoundedProtocol, bounded, most_connections
 from broker.file import Listener
 
 _log = structlog.get_logger("serving")
+_OPS_CONNECTIONS = 64
+"""Probes and scrapers: a listener of their own, so that a crowd outside does not hide them."""
 
 
 class _Server(uvicorn.Server):
@@ -32,41 +34,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-class _Joined:
-    """A transport that writes what one turn of the loop brings at once, in the order it came."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._call_soon = loop.call_soon
-        self._parts: list[bytes] = []
-        self.is_closing = transport.is_closing
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._call_soon(self._flush)
-        self._parts.append(data)
-
-    def _flush(self) -> None:
-        parts, self._parts = self._parts, []
-        if parts and not self._transport.is_closing():
-            self._transport.write(b"".join(parts))
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-
-class OneWrite(HttpToolsProtocol):
-    """uvicorn's protocol, sending head and body of an answer in one write and not in two: a fifth
-    of a short answer's cost."""
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
 
 
 def bind(listener: Listener) -> socket.socket:
@@ -78,6 +45,7 @@ def bind(listener: Listener) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((listener.host, listener.port))
+        sock.listen(2048)  # here, as two may bind one port while neither listens
     except OSError:
         sock.close()
         raise
@@ -90,35 +58,55 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _server(app: Any, *, keep_alive: float, grace: float) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            app,
-            http=OneWrite,
-            ws="none",
-            loop="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=round(keep_alive),
-            timeout_graceful_shutdown=max(1, round(grace)),
+class Listening:
+    """One listener: serves while `opened`, and lets running requests finish at its end."""
+
+    def __init__(
+        self,
+        app: Any,
+        sock: socket.socket,
+        protocol: type[BoundedProtocol],
+        *,
+        idle: float,
+        grace: float,
+    ) -> None:
+        """idle, grace: seconds an unused connection is kept, and running requests may take."""
+        self._sock = sock
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=protocol,
+                ws="none",
+                loop="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=round(idle),
+                timeout_graceful_shutdown=max(1, round(grace)),
+            )
         )
-    )
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Gives the task that serves: it ends early only where something broke."""
+        server = self._server
+        task = asyncio.create_task(server.serve(sockets=[self._sock]))
+        while not (server.started or task.done()):  # noqa: ASYNC110  (uvicorn has no event for it)
+            await asyncio.sleep(0.005)
+        if task.done():
+            await task
+            raise ListenerEnded
+        try:
+            yield task
+        finally:
+            server.should_exit = True
+            await task
 
 
-@contextlib.asynccontextmanager
-async def _running(server: _Server, sock: socket.socket) -> AsyncIterator[None]:
-    """Serves until the block ends; then stops accepting and lets running requests finish."""
-    task = asyncio.create_task(server.serve(sockets=[sock]))
-    while not server.started and not task.done():  # noqa: ASYNC110  (uvicorn has no event for it)
-        await asyncio.sleep(0.005)
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
+class ListenerEnded(RuntimeError):
+    """A listener stopped though nobody asked it to."""
 
 
 class Stop:
@@ -164,26 +152,40 @@ async def serve(
 ) -> None:
     """Serves both listeners until `stop` is asked, then drains. Closes `app`.
 
-    ready: called once requests are accepted.
+    ready: called once requests are accepted. Raises ListenerEnded where one stops by itself.
     """
     settings = app.snapshot.server
-    keep_alive = settings.keep_alive.total_seconds()
     grace = settings.shutdown_grace.total_seconds()
+    idle = settings.keep_alive.total_seconds()
+    most = most_connections(settings.max_connections, app.snapshot.max_connections)
+    refused = app.metrics.connection_refused
+    outer = Listening(app.public, public, bounded(most, refused), idle=idle, grace=grace)
+    inner = Listening(app.ops, ops, bounded(_OPS_CONNECTIONS, refused), idle=5, grace=1)
     try:
-        async with _running(_server(app.ops, keep_alive=5, grace=1), ops):
-            async with _running(_server(app.public, keep_alive=keep_alive, grace=grace), public):
-                app.warm()
-                # What has been made so far lives as long as the process: the collector need not
-                # walk it again (a full walk held the loop for 40 ms).
-                gc.collect()
-                gc.freeze()
-                app.starting = False
-                _log.info("ready", public=url_of(public), ops=url_of(ops))
-                ready()
-                await stop.asked()
-                app.load.draining = True
-                _log.info("draining", seconds=settings.drain_delay.total_seconds())
-                await stop.urgent(settings.drain_delay.total_seconds())
-            _log.info("stopped")
+        async with inner.opened() as ops_task, outer.opened() as public_task:
+            app.warm()
+            # What has been made so far lives as long as the process: the collector need not walk
+            # it again (a full walk held the loop for 40 ms).
+            gc.collect()
+            gc.freeze()
+            app.starting = False
+            _log.info("ready", public=url_of(public), ops=url_of(ops))
+            ready()
+            await _first(stop.asked(), ops_task, public_task)
+            app.load.draining = True
+            _log.info("draining", seconds=settings.drain_delay.total_seconds())
+            await stop.urgent(settings.drain_delay.total_seconds())
+        _log.info("stopped")
     finally:
         await app.close()
+
+
+async def _first(asked: Coroutine[Any, Any, None], *servers: asyncio.Task[None]) -> None:
+    """Waits for the order to stop, or for a listener that stops without one."""
+    waiting = asyncio.create_task(asked)
+    try:
+        await asyncio.wait([waiting, *servers], return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ListenerEnded
+    finally:
+        waiting.cancel()

@@ -20,11 +20,21 @@ ANONYMOUS = "anonymous"
 """The caller's name where `insecure_anonymous` lets everybody in."""
 
 
+@dataclass(frozen=True, slots=True)
+class OpenSetting:
+    """A setting with holes: their names, found once, and the checker of what it becomes."""
+
+    name: str
+    template: JSON
+    holes: tuple[str, ...]
+    checker: Checked
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Profile:
     """A reviewed description of what may be minted, by whom, from which origins; ready to use.
 
-    fixed: settings without holes. open_settings: those with, and the checker of what they become.
+    fixed: settings without holes. open_settings: those with.
     instants: what `${now+…}` holes add, by hole. min_remaining: seconds; None is a share of life.
     """
 
@@ -32,7 +42,7 @@ class Profile:
     preset: Preset
     base_url: str
     fixed: Mapping[str, JSON]
-    open_settings: tuple[tuple[str, JSON, Checked], ...]
+    open_settings: tuple[OpenSetting, ...]
     instants: Mapping[str, timedelta]
     secrets: Mapping[str, SecretRef]
     credential: str | None

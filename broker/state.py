@@ -16,34 +16,41 @@ from cachetools import TLRUCache
 from broker.schedule import Clock
 
 V = TypeVar("V")
-MOST = 100_000
-"""Items of a kind. About 1 KiB each, so 100 MiB at the very most; a burst of 30 mints a second
-for an hour fits."""
+MOST_ITEMS = 200_000
+"""Of small things (names of handles and chains), at about 300 bytes: 60 MB."""
+MOST_BYTES = 64 << 20
+"""Of sessions with their handles and outputs, each of the two kinds, by the estimate of `put`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Item(Generic[V]):
     value: V
     until: float
+    size: int
 
 
 class Remembered(Generic[V]):
     """A bounded memory from text to value, each for its own time."""
 
-    def __init__(self, clock: Clock, most: int = MOST) -> None:
+    def __init__(self, clock: Clock, most: int = MOST_ITEMS) -> None:
+        """most: the sum of sizes that are kept."""
         self._clock = clock
+        self._most = most
         self._items: TLRUCache[str, _Item[V]] = TLRUCache(
-            maxsize=most, ttu=lambda _key, item, _now: item.until, timer=clock.monotonic
+            maxsize=most,
+            ttu=lambda _key, item, _now: item.until,
+            timer=clock.monotonic,
+            getsizeof=lambda item: item.size,
         )
 
     def get(self, key: str) -> V | None:
         item = self._items.get(key)
         return None if item is None else item.value
 
-    def put(self, key: str, value: V, seconds: float) -> None:
-        """Remembers `value` for `seconds`; not at all where that is nought or less."""
-        if seconds > 0:
-            self._items[key] = _Item(value, self._clock.monotonic() + seconds)
+    def put(self, key: str, value: V, seconds: float, size: int = 1) -> None:
+        """Remembers `value` for `seconds`; not at all for nought or less, or where it is too large."""
+        if seconds > 0 and size <= self._most:
+            self._items[key] = _Item(value, self._clock.monotonic() + seconds, size)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -58,14 +65,16 @@ class Answered(Generic[V]):
 
 
 class State:
-    """The three memories of one app. They outlive a snapshot: a reload forgets nothing."""
+    """The memories of one app."""
 
     def __init__(self, clock: Clock) -> None:
-        self.successors: Remembered[Any] = Remembered(clock)
+        self.successors: Remembered[Any] = Remembered(clock, MOST_BYTES)
         """By handle id: the successor, kept for the grace window."""
         self.spent: Remembered[bool] = Remembered(clock)
         """Handle ids that have a successor, until they would have died anyway."""
         self.ended: Remembered[bool] = Remembered(clock)
         """Chain ids, until the chain's own end."""
-        self.answers: Remembered[Answered[Any]] = Remembered(clock)
+        self.newest: Remembered[str] = Remembered(clock)
+        """By chain id: the upstream's name of its newest session, where it can be revoked."""
+        self.answers: Remembered[Answered[Any]] = Remembered(clock, MOST_BYTES)
         """By digest of caller, profile and key."""

@@ -21,6 +21,8 @@ _SKEW = timedelta(seconds=30)
 """A Date field this far from our clock means that one is wrong; an absolute expiry then counts from
 theirs, as it was made with it."""
 _MOST_TOKEN = 16384
+_MOST_NUMBER = 1e13
+"""Over today in epoch milliseconds (1.8e12), under where `timedelta` ends (8.6e13 s)."""
 
 
 def session_of(file: PresetFile, answer: Answer, sent: float, wall: datetime) -> ComponentSession:
@@ -93,7 +95,7 @@ def _number(value: JSON) -> float:
         number = float(value) if isinstance(value, str | int | float) else float("nan")
     except (ValueError, OverflowError):
         number = float("nan")
-    if isinstance(value, bool) or not -1e12 < number < 1e12:
+    if isinstance(value, bool) or not -_MOST_NUMBER < number < _MOST_NUMBER:
         raise UpstreamNonsense("The upstream's expiry cannot be read.")
     return number
 

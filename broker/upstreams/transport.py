@@ -9,12 +9,16 @@ aiohttp, as it costs a third of httpx2 on this path (`make bench`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from broker.errors import UpstreamNonsense, UpstreamTimeout, UpstreamUnavailable
@@ -57,6 +61,21 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
+class _Connector(aiohttp.TCPConnector):
+    """A pool that does not use a connection again on which something was said while it was idle.
+
+    aiohttp would take that for the answer to the next request: a balancer's 408, or after a slip of
+    the upstream a session token that is another caller's. `_get` is not public; a test notices.
+    """
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (found := await super()._get(key, traces)) is not None:
+            if found.protocol is not None and not found.protocol.should_close:
+                return found
+            found.close()
+        return None
+
+
 class AiohttpTransport:
     """`Transport` on aiohttp. Make it inside the running loop; one for the life of the process.
 
@@ -74,7 +93,7 @@ class AiohttpTransport:
     ) -> None:
         self._connect = connect_seconds
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=_Connector(
                 limit=max_connections,
                 keepalive_timeout=idle_seconds,
                 ttl_dns_cache=30,
@@ -98,10 +117,10 @@ class AiohttpTransport:
         limits = aiohttp.ClientTimeout(
             total=timeout,
             connect=timeout * _CONNECT_SHARE,
-            sock_connect=min(self._connect, timeout * _CONNECT_SHARE),
+            sock_connect=self._connect,
             ceil_threshold=1e9,
         )
-        try:
+        with _border():
             async with self._session.request(
                 method,
                 URL(url, encoded=True),
@@ -113,24 +132,6 @@ class AiohttpTransport:
                 raw = await self._read(response, limit)
                 found = {name.lower(): value for name, value in response.headers.items()}
                 return Answer(response.status, found, raw)
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as exc:
-            raise UpstreamUnavailable(
-                "The upstream cannot be reached.", cause=type(exc).__name__
-            ) from exc
-        except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as exc:
-            # From None: they hold the request's headers and quote what was answered.
-            raise UpstreamNonsense(
-                "The upstream's answer broke off or is not HTTP.", cause=type(exc).__name__
-            ) from None
-        except (aiohttp.InvalidURL, ValueError) as exc:
-            # From None: they quote the URL or the header that cannot be sent.
-            raise UpstreamUnavailable(
-                "The request cannot be sent.", cause=type(exc).__name__
-            ) from None
-        except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-            raise UpstreamTimeout(
-                "The upstream did not answer; the call may have happened.", cause=type(exc).__name__
-            ) from exc
 
     @staticmethod
     async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -150,6 +151,29 @@ class AiohttpTransport:
     async def close(self) -> None:
         await self._session.close()
         await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def _border() -> Iterator[None]:
+    """Translates what aiohttp raises, by what is known of the request: not sent, or perhaps."""
+    try:
+        yield
+    except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as exc:
+        raise UpstreamUnavailable(
+            "The upstream cannot be reached.", cause=type(exc).__name__
+        ) from exc
+    except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as exc:
+        # From None: they hold the request's headers and quote what was answered.
+        raise UpstreamNonsense(
+            "The upstream's answer broke off or is not HTTP.", cause=type(exc).__name__
+        ) from None
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError) as exc:
+        # From None: they quote the URL or the header that cannot be sent.
+        raise UpstreamUnavailable("The request cannot be sent.", cause=type(exc).__name__) from None
+    except (TimeoutError, aiohttp.ClientError, OSError) as exc:
+        raise UpstreamTimeout(
+            "The upstream did not answer; the call may have happened.", cause=type(exc).__name__
+        ) from exc
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:

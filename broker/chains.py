@@ -1,0 +1,198 @@
+"""What can be done with a handle: rotate, end, act. A chain is a session and its successors.
+
+A handle says whom it was made for and proves nobody: the caller is authenticated anew, must be the
+one in it, and is asked after by policy again, on today's configuration and today's claims. Never a
+session that the caller could not mint anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from datetime import timedelta
+
+from broker import policy
+from broker.errors import (
+    ActionNotAllowed,
+    BrokerError,
+    CallerError,
+    HandleExpired,
+    InvalidParameters,
+    NotPermitted,
+    OriginNotAllowed,
+    RotationNotSupported,
+    UpstreamError,
+)
+from broker.flights import Flights, Spawn, Turns
+from broker.handles import Handle, Seal, bound_of
+from broker.metrics import Metrics
+from broker.minting import MAY_BE_SET_BACK, Minted, Minting, Served, weight
+from broker.model import JSON, Caller, Facts, Grant
+from broker.schedule import Clock
+from broker.snapshot import Profile, Snapshot
+from broker.state import State
+from broker.upstreams.preset import Upstream
+
+
+class Chains:
+    """The use cases that begin with a handle."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        minting: Minting,
+        *,
+        sources: Mapping[str, Upstream],
+        seal: Seal,
+        state: State,
+        clock: Clock,
+        metrics: Metrics,
+        spawn: Spawn,
+    ) -> None:
+        self._profiles = snapshot.profiles
+        self._minting = minting
+        self._sources = sources
+        self._seal = seal
+        self._state = state
+        self._clock = clock
+        self._metrics = metrics
+        self._successors: Flights[str, Minted] = Flights(spawn)
+        self._turns: Turns[str] = Turns()
+
+    async def rotate(
+        self, text: str, caller: Caller, facts: Facts, *, min_fresh: float = 0.0
+    ) -> Served:
+        """The successor of a live session; the same one for all who show the same handle."""
+        handle = self._open(text, caller)
+        profile = self._minting.profile(handle.profile)
+        try:
+            return await self._rotate(profile, handle, caller, facts, min_fresh)
+        except BrokerError as exc:
+            exc.profile = profile.name
+            raise
+
+    async def _rotate(
+        self, profile: Profile, handle: Handle, caller: Caller, facts: Facts, min_fresh: float
+    ) -> Served:
+        try:
+            grant = self._may_rotate(profile, handle, caller, facts)
+        except BrokerError:
+            self._metrics.rotated(profile.name, "refused")
+            raise
+        known: Minted | None = self._state.successors.get(handle.id)
+        if known is not None and self._minting.usable(known):
+            self._metrics.rotated(profile.name, "deduplicated")
+            return self._minting.serve(known, "deduplicated", min_fresh)
+        self._minting.long_enough(profile, min_fresh)
+        try:
+            minted, mine = await self._successors.join(
+                handle.id, lambda: self._succeed(profile, grant, handle)
+            )
+        except UpstreamError:
+            self._metrics.rotated(profile.name, "failed")
+            raise
+        if self._state.ended.get(handle.chain):
+            raise _over("ended meanwhile")
+        late = facts.now > handle.expires_at
+        outcome = ("late" if late else "on_time") if mine else "deduplicated"
+        self._metrics.rotated(profile.name, outcome)
+        return self._minting.serve(minted, "rotated" if mine else "deduplicated", min_fresh)
+
+    async def end(self, text: str, caller: Caller, facts: Facts) -> tuple[str, str]:
+        """Ends a chain, here and, where it can be, upstream. Gives profile and chain.
+
+        Whoever a handle was made for may end it, also when they may not mint any more."""
+        handle = self._open(text, caller)
+        profile = self._profiles.get(handle.profile)
+        if profile is None:
+            self._state.ended.put(handle.chain, True, MAY_BE_SET_BACK)
+            return "", handle.chain
+        if facts.origin and facts.origin not in profile.origins:
+            raise OriginNotAllowed("This origin may not use this profile.")
+        chain = profile.rotation.max_chain if profile.rotation else timedelta(0)
+        last = max(handle.chain_began + chain, handle.expires_at)
+        self._state.ended.put(
+            handle.chain, True, (last - facts.now).total_seconds() + MAY_BE_SET_BACK
+        )
+        with contextlib.suppress(CallerError):
+            grant = policy.decide(profile, caller, dict(handle.parameters), facts)
+            newest = self._state.newest.get(handle.chain)
+            for session_id in {handle.session_id, newest} - {None}:
+                await self._sources[profile.name].revoke(grant, session_id)
+        return profile.name, handle.chain
+
+    async def act(
+        self, action: str, text: str, data: JSON, caller: Caller, facts: Facts
+    ) -> tuple[str, int, dict[str, JSON]]:
+        """A follow-up call about a live session. Gives profile, status and the answer."""
+        handle = self._open(text, caller)
+        profile = self._minting.profile(handle.profile)
+        try:
+            grant = policy.decide(profile, caller, dict(handle.parameters), facts)
+            if facts.now >= handle.expires_at:
+                raise _over("the session is over")
+            _same_grant(handle, grant)
+            checked = _action_data(profile, action, data)
+            source = self._sources[profile.name]
+            async with self._turns.of(handle.chain):
+                status, output = await source.act(action, grant, handle.session_id, checked)
+        except BrokerError as exc:
+            exc.profile = profile.name
+            raise
+        return profile.name, status, output
+
+    def _open(self, text: str, caller: Caller) -> Handle:
+        """A handle that is this caller's own, of a chain that was not ended."""
+        handle = self._seal.open(text)
+        if handle.caller != caller.name or handle.subject != caller.subject:
+            whose = "caller" if handle.caller != caller.name else "subject"
+            raise NotPermitted("This handle was made for somebody else.", cause=f"another {whose}")
+        if self._state.ended.get(handle.chain):
+            raise _over("ended")
+        return handle
+
+    def _may_rotate(self, profile: Profile, handle: Handle, caller: Caller, facts: Facts) -> Grant:
+        grant = policy.decide(profile, caller, dict(handle.parameters), facts)
+        if profile.rotation is None:
+            raise RotationNotSupported("Sessions of this profile do not rotate.")
+        if facts.now > handle.expires_at + profile.rotation.grace:
+            raise _over("past its grace")
+        if facts.now > handle.chain_began + profile.rotation.max_chain:
+            raise _over("the chain is too old")
+        _same_grant(handle, grant)
+        known = self._state.successors.get(handle.id)
+        if known is None and self._state.spent.get(handle.id):
+            raise _over("rotated away")
+        return grant
+
+    async def _succeed(self, profile: Profile, grant: Grant, handle: Handle) -> Minted:
+        minted = await self._minting.new(profile, grant, handle)
+        assert profile.rotation is not None  # noqa: S101  (_may_rotate)
+        grace = profile.rotation.grace.total_seconds()
+        left = (handle.expires_at - self._clock.now()).total_seconds() + grace
+        kept = min(grace, self._minting.remaining(minted))
+        self._state.successors.put(handle.id, minted, kept, weight(minted))
+        self._state.spent.put(handle.id, True, left + 3600)
+        if self._state.ended.get(handle.chain):
+            await self._sources[profile.name].revoke(grant, minted.session.id)
+        return minted
+
+
+def _action_data(profile: Profile, action: str, data: JSON) -> dict[str, JSON]:
+    checker = profile.preset.actions.get(action)
+    if checker is None:
+        raise ActionNotAllowed("This is not an action of this profile.")
+    checked, faults = checker.read(data, "/data")
+    if faults:
+        raise InvalidParameters("The data do not fit this action.", faults=faults)
+    return checked
+
+
+def _same_grant(handle: Handle, grant: Grant) -> None:
+    """A session of one merchant is not continued for another, though the person be the same."""
+    if handle.bound != bound_of(grant):
+        raise _over("the caller's claims have changed")
+
+
+def _over(cause: str) -> HandleExpired:
+    return HandleExpired("This handle is not valid any more; start a new session.", cause=cause)

@@ -1,0 +1,156 @@
+"""Connections of the listeners, bounded before there is a request: how many, how long, how large.
+
+uvicorn and httptools bound none of it: a stranger could send one header of gigabytes, or open
+connections and say nothing until no descriptor is left for the probes. What is refused here has no
+request id and no audit line, so it is counted. Also joins the head and the body of an answer into
+one write, a fifth of a short answer's cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MOST_HEAD = 65536
+"""Bytes of request line and header fields: a JWT and a cookie of 16 KiB each, and as much again."""
+MOST_FIELDS = 100
+HEAD_SECONDS = 10.0
+"""From the first byte, or from the connection, to the end of the header fields."""
+_SPARE_DESCRIPTORS = 64
+
+_FACES = {
+    400: (b"400 Bad Request", b"malformed-request", b"Malformed request"),
+    431: (b"431 Request Header Fields Too Large", b"request-too-large", b"Request too large"),
+}
+
+
+def most_connections(wanted: int, outbound: int) -> int:
+    """How many a listener may hold, so that descriptors are left for the rest of the process."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(16, min(wanted, soft - min(outbound, soft // 4) - _SPARE_DESCRIPTORS))
+
+
+class _Joined:
+    """A transport that writes what one turn of the loop brings at once, in the order it came."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._call_soon = loop.call_soon
+        self._parts: list[bytes] = []
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._call_soon(self._flush)
+        self._parts.append(data)
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+
+class _Oversized(Exception):
+    """Ends the parsing of a head that is too large."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol for one connection, within bounds; see `bounded`."""
+
+    most: int
+    refused: Callable[[str], None]
+
+    _turned_away = False
+    _in_head = True
+    _oversized = False
+    _head_bytes = 0
+    _fields = 0
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        if len(self.connections) >= self.most:
+            self._turned_away = True
+            type(self).refused("full")
+            transport.abort()
+            return
+        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self._late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._turned_away:
+            return
+        self._in_time()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._turned_away:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD:
+                self._oversized = True
+                self.send_400_response("")
+                return
+        super().data_received(data)
+        if not self._in_head:
+            self._in_time()
+        elif self._deadline is None and not self.transport.is_closing():
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._late)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = self._fields = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        self._head_bytes += len(name) + len(value)
+        if self._fields > MOST_FIELDS or self._head_bytes > 2 * MOST_HEAD:
+            self._oversized = True
+            raise _Oversized
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be read as a request gets a problem too, and the connection ends."""
+        status = 431 if self._oversized else 400
+        line, slug, title = _FACES[status]
+        type(self).refused("oversized" if self._oversized else "malformed")
+        body = b'{"type":"urn:token-broker:problem:%b","title":"%b","status":%d}'
+        body %= (slug, title, status)
+        self.transport.write(
+            b"HTTP/1.1 %b\r\ncontent-type: application/problem+json\r\n"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (line, len(body), body)
+        )
+        self.transport.close()
+
+    def _late(self) -> None:
+        self._deadline = None
+        type(self).refused("slow")
+        self.transport.close()
+
+    def _in_time(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def bounded(most: int, refused: Callable[[str], None]) -> type[BoundedProtocol]:
+    """The protocol class for one listener. refused: counts, by full, slow, oversized, malformed."""
+    return type("Bounded", (BoundedProtocol,), {"most": most, "refused": staticmethod(refused)})
