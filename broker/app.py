@@ -6,6 +6,7 @@ secrets, the way out, access tokens, upstreams, use cases, the way in.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 from collections.abc import Mapping
@@ -63,6 +64,8 @@ class App:
         self.load = load = Load(server.max_in_flight)
         metrics.in_flight.set_function(lambda: load.in_flight)
         self.starting = True
+        self._audit = audit if audit is not None else AuditLog()
+        metrics.lines_lost.set_function(lambda: self._audit.lost)
         self._tasks = tasks = Tasks()
         keyring = Keyring(secret_refs(snapshot), base, env)
         seal = _seal(snapshot, keyring)
@@ -143,7 +146,7 @@ class App:
             trusted_proxies=server.trusted_proxies,
             clock=clock,
             metrics=metrics,
-            audit=audit if audit is not None else AuditLog(),
+            audit=self._audit,
         )
         self.ops = ops_app(metrics, snapshot.digest, self.why_not_ready)
         self._announce(keyring)
@@ -174,6 +177,7 @@ class App:
     async def close(self) -> None:
         await self._tasks.close()
         await self._transport.close()
+        await asyncio.to_thread(self._audit.close)
 
 
 def _seal(snapshot: Snapshot, keyring: Keyring) -> Seal:

@@ -229,8 +229,12 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
+    except OSError as exc:
+        click.echo(f"cannot listen: {exc.strerror or exc}", err=True)
+        sys.exit(EX_OSERR)
 
 
 def _bind(snapshot: Snapshot) -> tuple[Any, Any]:

@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from broker.declared import Checked, SecretRef, faults_of, pointer, secret_hint
+from broker.declared import faults_of, plain_http, pointer, secret_hint
 from broker.errors import ConfigError, Fault
 from broker.file import (
     CALLERS,
     CallerEntry,
     ConfigFile,
     CredentialEntry,
+    IntrospectionCaller,
     ProfileEntry,
-    plain_http,
+    Server,
 )
-from broker.holes import Template, compile_tree, holes_in
-from broker.model import JSON, Reuse
-from broker.presets import Preset, load_preset
-from broker.schedule import parse_duration
-from broker.snapshot import ANONYMOUS, OpenSetting, Profile, Snapshot
+from broker.model import Reuse
+from broker.presets import load_preset
+from broker.profiles import make_profile, read_settings
+from broker.snapshot import ANONYMOUS, Profile, Snapshot
 from broker.strict import Unreadable, read_yaml
 
 M = TypeVar("M", bound=BaseModel)
@@ -95,8 +94,10 @@ class _Reading:
             anonymous=top.insecure_anonymous,
             credentials=credentials,
             profiles=profiles,
-            origins=frozenset().union(*(p.origins for p in profiles.values())),
         )
+
+    def _faulty(self, at: str) -> bool:
+        return any(fault.pointer.startswith(at) for fault in self.faults)
 
     def fault(self, at: str, reason: str) -> None:
         self.faults.append(Fault(at, reason))
@@ -108,6 +109,10 @@ class _Reading:
             names = [n for n, f in kind.model_fields.items() if "SecretRef" in str(f.annotation)]
             self.faults += secret_hint(faults_of(exc, at), names)
             return None
+
+    def _names(self, section: str) -> set[str]:
+        tree = self.tree.get(section)
+        return set(tree) if isinstance(tree, dict) else set()
 
     def _named(self, section: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """The section's entries as they stand, without complaint."""
@@ -160,100 +165,10 @@ class _Reading:
             except ConfigError as exc:
                 self.faults += [Fault(f"{at}/preset{f.pointer}", f.reason) for f in exc.faults]
                 continue
-            read = self._settings(at, preset, settings)
-            if found is not None and read is not None:
-                yield name, self._profile(name, at, found, preset, read)
-
-    def _settings(
-        self, at: str, preset: Preset, settings: dict[str, Any]
-    ) -> dict[str, JSON] | None:
-        found, faults = preset.settings.read(settings, at)
-        secrets = [name for name, one in preset.file.settings.items() if one.type == "secret"]
-        self.faults += secret_hint(faults, secrets)
-        try:
-            return None if faults else compile_tree(found)
-        except ValueError as exc:
-            self.fault(at, str(exc))
-            return None
-
-    def _profile(
-        self, name: str, at: str, entry: ProfileEntry, preset: Preset, found: dict[str, JSON]
-    ) -> Profile:
-        instants = self._holes(at, entry, preset, found)
-        self._choices(at, entry, preset, found)
-        secrets = {k: v for k, v in found.items() if isinstance(v, SecretRef)}
-        open_settings = tuple(
-            OpenSetting(k, v, holes, Checked({k: preset.file.settings[k]}))
-            for k, v in found.items()
-            if (holes := tuple(holes_in(v)))
-        )
-        not_fixed = {*secrets, *(one.name for one in open_settings)}
-        return Profile(
-            name=name,
-            preset=preset,
-            base_url=(entry.base_url or preset.file.base_url or "").rstrip("/"),
-            fixed={k: v for k, v in found.items() if k not in not_fixed},
-            open_settings=open_settings,
-            instants=instants,
-            secrets=secrets,
-            credential=entry.credential,
-            callers=frozenset(entry.allow.callers),
-            origins=frozenset(entry.allow.origins),
-            require={claim: frozenset(v) for claim, v in entry.allow.require.items()},
-            parameters=Checked(entry.parameters),
-            rotation=entry.rotation,
-            min_remaining=entry.min_remaining.total_seconds() if entry.min_remaining else None,
-            rate_limit=entry.rate_limit,
-        )
-
-    def _holes(
-        self, at: str, entry: ProfileEntry, preset: Preset, settings: Mapping[str, JSON]
-    ) -> dict[str, timedelta]:
-        """Checks every hole of the settings; gives the `${now+…}` ones."""
-        instants: dict[str, timedelta] = {}
-        for setting, value in settings.items():
-            here = at + pointer(setting)
-            for hole in holes_in(value):
-                space, _, key = hole.partition(".")
-                if space == "parameters" and key in entry.parameters:
-                    if setting in preset.file.merchant and not entry.merchant_from_parameters:
-                        self.fault(
-                            here,
-                            "who the merchant is comes from claims or from this file; to let the "
-                            "request say it, add merchant_from_parameters: true",
-                        )
-                elif space == "parameters":
-                    self.fault(here, f"${{{hole}}}: this profile declares no such parameter")
-                elif hole == "now" or hole.startswith("now+"):
-                    try:
-                        instants[hole] = parse_duration(hole[4:] or "0s")
-                    except ValueError as exc:
-                        self.fault(here, f"${{{hole}}}: {exc}")
-                elif not (
-                    hole in _REQUEST_HOLES
-                    or hole in ("caller.subject", "uuid4")
-                    or (space == "claims" and key)
-                ):
-                    self.fault(
-                        here,
-                        f"${{{hole}}} is not known; there are claims.x, parameters.x, "
-                        "caller.subject, request.ip|user_agent|accept, uuid4, now+15m",
-                    )
-        return instants
-
-    def _choices(
-        self, at: str, entry: ProfileEntry, preset: Preset, settings: Mapping[str, JSON]
-    ) -> None:
-        """Of each `exactly_one` group one is set; several only where the request chooses."""
-        for group in preset.file.exactly_one:
-            names = " and ".join(group)
-            present = [name for name in group if name in settings]
-            if not present:
-                self.fault(at, f"set exactly one of {names}; neither is set")
-            elif len(present) > 1 and not all(
-                _chosen_by_request(settings[name], entry) for name in present
-            ):
-                self.fault(at, f"{names} exclude each other: set exactly one of them")
+            read, faults = read_settings(at, preset, settings)
+            self.faults += faults
+            if found is not None and not faults:
+                yield name, make_profile(name, at, found, preset, read, self.fault)
 
     def _people(self, top: ConfigFile) -> None:
         """Somebody may ask, for something, and only people that there are."""
@@ -265,10 +180,7 @@ class _Reading:
             )
         if not self.tree.get("profiles"):
             self.fault("/profiles", "there is nothing to mint; add a profile")
-        known = {
-            *(self.tree.get("callers") or {}),
-            *([ANONYMOUS] if top.insecure_anonymous else []),
-        }
+        known = self._names("callers") | ({ANONYMOUS} if top.insecure_anonymous else set())
         for name, at, entry in self._named("profiles"):
             allow = entry.get("allow")
             callers = allow.get("callers") if isinstance(allow, dict) else None
@@ -276,7 +188,7 @@ class _Reading:
                 if isinstance(one, str) and one not in known:
                     self.fault(f"{at}/allow/callers", f"there is no caller {one!r} under callers")
             used = entry.get("credential")
-            if isinstance(used, str) and used not in (self.tree.get("credentials") or {}):
+            if isinstance(used, str) and used not in self._names("credentials"):
                 self.fault(f"{at}/credential", f"there is no {used!r} under credentials ({name})")
 
     def _plain_http(self, top: ConfigFile) -> None:
@@ -300,6 +212,7 @@ class _Reading:
         profiles: Mapping[str, Profile],
     ) -> None:
         """What holds only between entries."""
+        self._server(top.server)
         for name, credential in credentials.items():
             self._exposure(pointer("credentials", name, "expose_to"), credential, callers, profiles)
         for profile in profiles.values():
@@ -307,16 +220,34 @@ class _Reading:
             file = profile.preset.file
             if not profile.base_url:
                 self.fault(f"{at}/base_url", "is required: the preset names none")
+            own = "base_url" in self.tree["profiles"][profile.name]
+            if not own and plain_http(profile.base_url, top.outbound.insecure_http_hosts):
+                self.fault(f"{at}/preset", "its base_url is plain http; give the profile another")
             if file.authorization.access_token and profile.credential is None:
                 self.fault(f"{at}/credential", "is required: the preset sends an access token")
+            most = file.answer.expiry.most.total_seconds()
+            if profile.min_remaining is not None and profile.min_remaining >= most:
+                self.fault(f"{at}/min_remaining", f"no session of this preset lives {most:g}s")
             if profile.rotation and file.reuse is Reuse.SINGLE_USE:
                 self.fault(f"{at}/rotation", "sessions of this preset are for one use; remove it")
-            if not top.keys and profile.gives_handles and "keys" not in self.tree:
+            if not top.keys and profile.gives_handles and not self._faulty("/keys"):
                 self.fault(
                     "/keys",
                     "a profile gives out handles, which are sealed: name a key file with 32 bytes "
                     "or more (head -c 32 /dev/urandom | base64 > seal.key)",
                 )
+
+    def _server(self, server: Server) -> None:
+        public, ops = server.public, server.ops
+        if public.port and (public.host, public.port) == (ops.host, ops.port):
+            self.fault(
+                "/server/ops/port", "is the public listener's; metrics need one of their own"
+            )
+        if server.shutdown_grace < server.request_budget:
+            self.fault(
+                "/server/shutdown_grace",
+                "is shorter than request_budget: requests would be cut off",
+            )
 
     def _exposure(
         self,
@@ -326,17 +257,17 @@ class _Reading:
         profiles: Mapping[str, Profile],
     ) -> None:
         for name in credential.expose_to:
-            if name not in callers:
-                self.fault(at, f"there is no caller {name!r} under callers")
-            elif callers[name].type == "forward_auth" or any(
+            entry = callers.get(name)
+            if entry is None:
+                if name not in self._names("callers"):
+                    self.fault(at, f"there is no caller {name!r} under callers")
+            elif isinstance(entry, IntrospectionCaller) and not (entry.scope or entry.audience):
+                self.fault(
+                    at,
+                    f"{name!r} takes any token its server calls active, a browser user's too; give "
+                    "it the scope or the audience that only services get",
+                )
+            elif entry.type == "forward_auth" or any(
                 name in profile.callers and profile.origins for profile in profiles.values()
             ):
                 self.fault(at, f"{name!r} speaks for browsers; access tokens are for services only")
-
-
-def _chosen_by_request(value: JSON, entry: ProfileEntry) -> bool:
-    if not (isinstance(value, Template) and value.whole):
-        return False
-    space, _, name = value.whole.partition(".")
-    declared = entry.parameters.get(name)
-    return space == "parameters" and declared is not None and not declared.required

@@ -67,13 +67,23 @@ def _duration(value: object) -> timedelta:
 
 
 def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("https", "http") or not parts.hostname:
+    if not is_url(value):
         raise ValueError("an absolute http(s) URL is wanted")
-    if parts.username or parts.password or parts.fragment:
+    if "@" in urlsplit(value).netloc or "#" in value:
         raise ValueError("a URL has no user, password or fragment here")
-    _ = parts.port
+    if "${" in value:
+        raise ValueError("this URL has no holes: where a secret goes is not for a request to say")
     return value
+
+
+def is_url(text: str) -> bool:
+    """Is this an absolute http(s) URL?"""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("https", "http") and bool(parts.hostname)
 
 
 def is_loopback(host: str) -> bool:
@@ -86,9 +96,31 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def plain_http(url: str, exempt: list[str]) -> bool:
+    """Would this URL send what is secret unencrypted over a network?"""
+    if not is_url(url):
+        return False
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts.scheme == "http" and not is_loopback(host) and host not in exempt
+
+
 _DURATION_SCHEMA = {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)$"}
 Duration = Annotated[timedelta, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
 Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[!-~]+$"), AfterValidator(_url)]
+
+
+class OneOrMany:
+    """Marks a list that may be written as its only item."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_before_validator_function(
+            lambda value: value if isinstance(value, list) else [value], handler(source)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        many = handler(schema)
+        return {"anyOf": [many, many["items"]]}
 
 
 class Holes:
@@ -130,14 +162,47 @@ class Declared(Strict):
     def _buildable(self) -> Self:
         if self.type == "array" and self.items is None:
             raise ValueError("an array says what its items are")
-        if self.type in ("string", "integer", "number"):
+        words = self.model_fields_set - _ALWAYS - _WORDS_OF.get(self.type, set())
+        if words or (self.enum and self.model_fields_set & _BOUNDS):
+            raise ValueError("has a bound that a value of this kind is not checked against")
+        inner = [*self.properties.values(), *([self.items] if self.items else [])]
+        if any(one.type in ("secret", "duration") or one.default is not None for one in inner):
+            raise ValueError("secrets, durations and defaults do not stand within another value")
+        if self.type == "secret" and self.default is not None:
+            raise ValueError("a secret has no default")
+        try:
+            checked: TypeAdapter[Any] = TypeAdapter(_annotation(self, holes=True))
+        except SchemaError:
+            raise ValueError("the pattern is not a regular expression") from None
+        if self.default is not None:
             try:
-                checked = TypeAdapter(_scalar(self))
-            except SchemaError:
-                raise ValueError("the pattern is not a regular expression") from None
-            if self.default is not None:
                 checked.validate_python(self.default)
+            except ValidationError:
+                raise ValueError("the default does not fit") from None
         return self
+
+
+_ALWAYS = {"type", "description", "required", "default"}
+_BOUNDS = {"pattern", "min_length", "max_length", "minimum", "maximum"}
+_WORDS_OF = {
+    "string": {"enum", "pattern", "min_length", "max_length"},
+    "integer": {"enum", "minimum", "maximum"},
+    "number": {"enum", "minimum", "maximum"},
+    "array": {"items", "max_items"},
+    "object": {"properties", "open"},
+}
+
+
+def _of_a_request(declared: Declared) -> Declared:
+    if declared.type in ("secret", "duration"):
+        raise ValueError("a request carries JSON types: no secret, no duration")
+    for one in [*declared.properties.values(), *([declared.items] if declared.items else [])]:
+        _of_a_request(one)
+    return declared
+
+
+Parameter = Annotated[Declared, AfterValidator(_of_a_request)]
+"""What a request may carry: JSON values only."""
 
 
 def _scalar(declared: Declared) -> Any:
@@ -205,7 +270,11 @@ class Checked:
         self.declared = declared
         self._stranger = not holes
         self._adapter: TypeAdapter[dict[str, JSON]] = TypeAdapter(_members(declared, False, holes))
-        self._defaults = {n: d.default for n, d in declared.items() if d.default is not None}
+        self._defaults = {
+            n: TypeAdapter(_annotation(d, holes)).validate_python(d.default)
+            for n, d in declared.items()
+            if d.default is not None
+        }
 
     def read(self, tree: JSON, at: str = "") -> tuple[dict[str, JSON], list[Fault]]:
         """The members with defaults filled in, and no fault; or whatever, and every fault."""

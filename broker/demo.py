@@ -22,6 +22,7 @@ callers:
     url: {sandbox}/idp/introspect
     client_id: {{env: DEMO_INTROSPECT_ID}}
     client_secret: {{env: DEMO_INTROSPECT_SECRET}}
+    scope: access-tokens:read     # what only services get, never a person's token
 credentials:
   checkout:
     token_url: {sandbox}/checkout/access/connect/token

@@ -37,6 +37,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from broker.model import Outcome
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -198,6 +200,21 @@ class ConfigError(Exception):
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("; ".join(f"{fault.pointer or '/'}: {fault.reason}" for fault in faults))
         self.faults = tuple(faults)
+
+
+def outcome_of(error: BrokerError) -> Outcome:
+    """How a request or a call ended that ended in this error."""
+    if error.status == 429:
+        return Outcome.THROTTLED
+    special = {
+        UpstreamRefused: Outcome.REFUSED,
+        UpstreamNonsense: Outcome.NONSENSE,
+        UpstreamUnavailable: Outcome.UNAVAILABLE,
+        UpstreamTimeout: Outcome.TIMEOUT,
+        Overloaded: Outcome.UNAVAILABLE,
+    }
+    usual = Outcome.CLIENT_ERROR if error.status < 500 else Outcome.INTERNAL
+    return special.get(type(error), usual)
 
 
 def problem_types() -> list[type[BrokerError]]:

@@ -14,11 +14,15 @@ from urllib.parse import urlsplit
 import limits
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from broker.declared import Declared, Duration, SecretRef, Strict, Url, is_loopback
-
-
-def _listed(value: object) -> object:
-    return value if isinstance(value, list) else [value]
+from broker.declared import (
+    Duration,
+    OneOrMany,
+    Parameter,
+    SecretRef,
+    Strict,
+    Url,
+    is_url,
+)
 
 
 def _network(value: str) -> str:
@@ -33,7 +37,8 @@ def _origin(value: str) -> str:
     exact = f"{parts.scheme}://{parts.netloc}"
     if value != exact.lower() or parts.scheme not in ("http", "https") or "@" in parts.netloc:
         raise ValueError("an exact origin is wanted: https://shop.example (no *, no null, no path)")
-    if not parts.hostname or "*" in value:
+    default = {"https": 443, "http": 80}[parts.scheme]
+    if not parts.hostname or "*" in value or parts.port == default:
         raise ValueError("an exact origin is wanted: https://shop.example (no *, no null, no path)")
     return value
 
@@ -42,19 +47,17 @@ def _rate(value: object) -> limits.RateLimitItem:
     if isinstance(value, limits.RateLimitItem):
         return value
     try:
-        return limits.parse(str(value)) if isinstance(value, str) else limits.parse("")
+        found = limits.parse_many(value) if isinstance(value, str) else []
     except ValueError:
-        raise ValueError("a rate is wanted: 30/minute, 5/second, 1000/hour") from None
+        found = []
+    if len(found) != 1 or found[0].amount < 1:
+        raise ValueError("one rate is wanted: 30/minute, 5/second, 1000/hour")
+    return found[0]
 
 
-def plain_http(url: str, exempt: list[str]) -> bool:
-    """Would this URL send what is secret unencrypted over a network?"""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    return parts.scheme == "http" and not is_loopback(host) and host not in exempt
-
-
-Secrets = Annotated[list[SecretRef], BeforeValidator(_listed), Field(min_length=1)]
+Positive = Annotated[Duration, Field(gt=timedelta(0))]
+Leeway = Annotated[Duration, Field(le=timedelta(minutes=10))]
+Secrets = Annotated[list[SecretRef], OneOrMany(), Field(min_length=1)]
 Network = Annotated[str, AfterValidator(_network)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Rate = Annotated[
@@ -62,7 +65,7 @@ Rate = Annotated[
     BeforeValidator(_rate),
     WithJsonSchema({"type": "string", "examples": ["30/minute"]}),
 ]
-Words = Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
+Words = Annotated[list[str], OneOrMany(), Field(min_length=1)]
 
 
 class Listener(Strict):
@@ -84,7 +87,7 @@ class Server(Strict):
     trusted_proxies: list[Network] = Field(
         default=[], description="networks whose X-Forwarded-For is believed"
     )
-    request_budget: Duration = Field(
+    request_budget: Positive = Field(
         default=timedelta(seconds=10), description="time one request may take, upstream included"
     )
     max_in_flight: int = Field(
@@ -97,10 +100,10 @@ class Server(Strict):
     drain_delay: Duration = Field(
         default=timedelta(0), description="after SIGTERM, go on serving this long while not ready"
     )
-    shutdown_grace: Duration = Field(
+    shutdown_grace: Positive = Field(
         default=timedelta(seconds=20), description="then let running requests finish this long"
     )
-    keep_alive: Duration = Field(
+    keep_alive: Positive = Field(
         default=timedelta(seconds=75),
         description="close idle connections after this; longer than the balancer's own limit",
     )
@@ -111,8 +114,8 @@ class Outbound(Strict):
     insecure_http_hosts: list[str] = Field(
         default=[], description="hosts that may be called over plain http (loopback always may)"
     )
-    max_connections: int = Field(default=256, ge=1, description="connections to all upstreams")
-    idle_timeout: Duration = Field(
+    max_connections: int = Field(default=512, ge=1, description="connections to one upstream host")
+    idle_timeout: Positive = Field(
         default=timedelta(seconds=55), description="keep unused connections this long"
     )
 
@@ -129,7 +132,7 @@ class JwtCaller(Strict):
     algorithms: list[Literal["RS256", "PS256", "ES256", "EdDSA", "HS256"]] = Field(
         default=["RS256", "ES256", "EdDSA"], min_length=1, description="accepted `alg`"
     )
-    leeway: Duration = Field(default=timedelta(seconds=30), description="for exp, nbf and iat")
+    leeway: Leeway = Field(default=timedelta(seconds=30), description="for exp, nbf and iat")
     subject_claim: str = Field(default="sub", min_length=1, description="claim that says who")
     jwks_max_age: Duration = Field(default=timedelta(minutes=15), description="reload keys after")
     jwks_cooldown: Duration = Field(
@@ -144,17 +147,13 @@ class JwtCaller(Strict):
         given = [n for n in ("jwks_url", "jwks", "shared_secret") if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other")
-        if not given and urlsplit(self.issuer).scheme not in ("http", "https"):
+        if not given and not is_url(self.issuer):
             raise ValueError("the issuer is no URL to discover keys from; give jwks_url or jwks")
         if self.shared_secret is not None and "algorithms" in self.model_fields_set:
             raise ValueError("with shared_secret the algorithm is HS256; leave algorithms out")
         if self.shared_secret is None and "HS256" in self.algorithms:
             raise ValueError("HS256 goes with shared_secret only")
         return self
-
-    @property
-    def discovers(self) -> bool:
-        return not (self.jwks_url or self.jwks or self.shared_secret)
 
 
 class ForwardAuthCaller(Strict):
@@ -224,16 +223,16 @@ class CredentialEntry(Strict):
     audience: str | None = Field(default=None, description="`audience` parameter")
     resource: list[str] = Field(default=[], description="`resource` parameters (RFC 8707)")
     parameters: dict[str, str] = Field(default={}, description="further form parameters")
-    default_lifetime: Duration | None = Field(
+    default_lifetime: Positive | None = Field(
         default=None, description="life of a token without expires_in; else it is refused"
     )
-    max_lifetime: Duration = Field(
+    max_lifetime: Positive = Field(
         default=timedelta(hours=24), description="a longer expires_in is cut to this"
     )
     min_remaining: Duration | None = Field(
         default=None, description="never hand out with less left; a tenth of life, 30s at most"
     )
-    timeout: Duration = Field(default=timedelta(seconds=8), description="of one token request")
+    timeout: Positive = Field(default=timedelta(seconds=8), description="of one token request")
     expose_to: list[str] = Field(default=[], description="callers of GET /v1/access-tokens/…")
 
     @model_validator(mode="after")
@@ -259,7 +258,7 @@ class Allow(Strict):
     origins: list[Origin] = Field(
         default=[], description="exact browser origins; none refuses every browser"
     )
-    require: dict[str, Annotated[list[str], BeforeValidator(_listed)]] = Field(
+    require: dict[str, Annotated[list[str], OneOrMany()]] = Field(
         default={}, description="claims that must be there, each with its accepted values"
     )
 
@@ -267,7 +266,7 @@ class Allow(Strict):
 class Rotation(Strict):
     """A session may be replaced before it expires, by its handle."""
 
-    max_chain: Duration = Field(
+    max_chain: Positive = Field(
         default=timedelta(hours=8), description="longest life of a session and its successors"
     )
     grace: Duration = Field(
@@ -284,7 +283,7 @@ class ProfileEntry(Strict):
     credential: str | None = Field(default=None, description="entry of credentials to call with")
     base_url: Url | None = Field(default=None, description="of the upstream; the preset has one")
     allow: Allow
-    parameters: dict[str, Declared] = Field(default={}, description="what a request may carry")
+    parameters: dict[str, Parameter] = Field(default={}, description="what a request may carry")
     merchant_from_parameters: bool = Field(
         default=False, description="let a request's parameters say who the merchant is"
     )
@@ -300,7 +299,7 @@ class ConfigFile(Strict):
 
     server: Server = Server()
     outbound: Outbound = Outbound()
-    keys: Annotated[list[SecretRef], BeforeValidator(_listed)] = Field(
+    keys: Annotated[list[SecretRef], OneOrMany()] = Field(
         default=[], description="seal handles; newest first, older ones still open"
     )
     insecure_anonymous: bool = Field(

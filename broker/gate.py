@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.audit import AuditLog, Record
-from broker.errors import BrokerError, MalformedRequest, OriginNotAllowed, Overloaded
+from broker.errors import (
+    BrokerError,
+    MalformedRequest,
+    OriginNotAllowed,
+    Overloaded,
+    outcome_of,
+)
 from broker.metrics import Metrics
 from broker.model import Outcome
 from broker.schedule import Clock
@@ -89,6 +95,8 @@ class Gate:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
+                if record.outcome is Outcome.INTERNAL and record.status < 500:
+                    record.outcome = Outcome.OK  # else, whoever answered has noted it
                 message["headers"] = [*message.get("headers", ()), *extra]
             await send(message)
 
@@ -104,7 +112,7 @@ class Gate:
             self._load.in_flight -= 1
             seconds = self._clock.monotonic() - record.began
             self._metrics.request_answered(
-                record.operation, record.profile, record.outcome, seconds
+                record.operation, record.profile, record.outcome, seconds, record.problem
             )
             self._audit.write(record, seconds)
 
@@ -130,7 +138,7 @@ class Gate:
         try:
             if fault is not None:
                 raise fault
-            scope["peer"] = self._peer(scope, headers)
+            scope["peer"] = record.peer = self._peer(scope, headers)
             preflight = self._origin(scope, headers, record, extra)
             if self._load.in_flight > self._load.max_in_flight:
                 self._metrics.shed.inc()
@@ -153,12 +161,14 @@ class Gate:
             foreign = site not in (b"none", b"same-origin")
             secret_to_a_browser = path.startswith(_ACCESS_TOKENS) and b"sec-fetch-site" in headers
             if foreign or secret_to_a_browser or headers.get(b"sec-fetch-mode") == b"navigate":
-                raise OriginNotAllowed("This is not for pages of other origins.")
+                raise OriginNotAllowed(
+                    "This is not for pages of other origins.", cause="fetch metadata, no origin"
+                )
             return None
+        record.origin = text(origin)[:255]
         credentials = self._origins.allowed(path, text(origin))
         if credentials is None:
-            raise OriginNotAllowed("This origin is not on the list.")
-        record.origin = text(origin)
+            raise OriginNotAllowed("This origin is not on the list.", cause="not listed")
         extra.append((b"access-control-allow-origin", origin))
         if credentials:
             extra.append((b"access-control-allow-credentials", b"true"))
@@ -192,17 +202,6 @@ def note(record: Record, error: BrokerError) -> None:
     """Writes an error into the request's record."""
     record.problem = error.slug
     record.cause = error.cause
+    record.faults = [fault.pointer for fault in error.faults[:20]]
     record.profile = record.profile or error.profile
-    record.outcome = _OUTCOMES.get(error.slug) or (
-        Outcome.CLIENT_ERROR if error.status < 500 else Outcome.INTERNAL
-    )
-
-
-_OUTCOMES = {
-    "rate-limited": Outcome.THROTTLED,
-    "overloaded": Outcome.UNAVAILABLE,
-    "upstream-refused": Outcome.REFUSED,
-    "upstream-nonsense": Outcome.NONSENSE,
-    "upstream-unavailable": Outcome.UNAVAILABLE,
-    "upstream-timeout": Outcome.TIMEOUT,
-}
+    record.outcome = outcome_of(error)

@@ -82,6 +82,8 @@ def is_template(value: object) -> bool:
 def compile_tree(tree: JSON) -> JSON:
     """The tree with every text that has holes made a Template. Raises ValueError."""
     if isinstance(tree, dict):
+        if any(is_template(name) for name in tree):
+            raise ValueError("a ${ stands in a member's name; holes are for values")
         return {name: compile_tree(value) for name, value in tree.items()}
     if isinstance(tree, list):
         return [compile_tree(value) for value in tree]

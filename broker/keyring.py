@@ -47,6 +47,8 @@ class Keyring:
             text = self._env.get(ref.env)
             if text is None:
                 raise ValueError("this variable is not set")
+            if not _is_unicode(text):
+                raise ValueError("is not UTF-8 text; encode binary keys with base64")
         else:
             assert ref.file is not None  # noqa: S101  (SecretRef has exactly one)
             text = _text_of(self._base / ref.file)
@@ -54,6 +56,15 @@ class Keyring:
         if not text:
             raise ValueError("is empty")
         return Secret(text)
+
+
+def _is_unicode(text: str) -> bool:
+    """No bytes that the environment could only hand over as lone surrogates (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text_of(path: Path) -> str:

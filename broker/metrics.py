@@ -47,7 +47,9 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"broker_{name}", text, labels, buckets=buckets, registry=registry)
 
-        requests = counter("requests", "Requests answered.", "operation", "profile", "outcome")
+        requests = counter(
+            "requests", "Requests answered.", "operation", "profile", "outcome", "problem"
+        )
         seconds = histogram(
             "request_duration_seconds", "Time to answer.", _LATENCY, "operation", "profile"
         )
@@ -83,7 +85,10 @@ class Metrics:
         )
         self._unknown = cache(unknown.labels)
         rotations = counter(
-            "rotations", "Rotations: on_time, late, deduplicated, refused.", "profile", "outcome"
+            "rotations",
+            "Rotations: on_time, late, deduplicated, refused, failed.",
+            "profile",
+            "outcome",
         )
         self._rotations = cache(rotations.labels)
         replays = counter(
@@ -108,15 +113,17 @@ class Metrics:
         self._secret_loaded = gauge(
             "secret_loaded_timestamp_seconds", "When a secret was read.", "source"
         )
+        self.lines_lost = gauge("log_lines_lost", "Audit lines that could not be written.")
         self._build = gauge("build_info", "What runs.", "version", "python")
         self._config = gauge("config_info", "What is configured.", "digest")
         self._config_loaded = gauge("config_loaded_timestamp_seconds", "When it was loaded.")
         self._ready = gauge("ready", "1 while /readyz says yes.")
 
     def request_answered(
-        self, operation: str, profile: str, outcome: Outcome, seconds: float
+        self, operation: str, profile: str, outcome: Outcome, seconds: float, problem: str = ""
     ) -> None:
-        self._requests(operation, profile, outcome.value).inc()
+        """problem: the slug of the answer, "" for a good one."""
+        self._requests(operation, profile, outcome.value, problem).inc()
         self._seconds(operation, profile).observe(seconds)
 
     def token_served(self, kind: str, source: str, remaining: float, floor: float) -> None:
@@ -132,6 +139,11 @@ class Metrics:
     def serves(self, kind: str, source: str) -> None:
         """Makes the series exist, so that "stays 0" can be told from "is not there"."""
         self._below(kind, source)
+        if kind == "session":
+            self._requests("mint", source, Outcome.OK.value, "")
+            self._unknown(source)
+            for outcome in ("on_time", "late", "deduplicated", "refused", "failed"):
+                self._rotations(source, outcome)
 
     def upstream_answered(
         self, upstream: str, operation: str, outcome: Outcome, seconds: float

@@ -1,4 +1,4 @@
-"""Everything about time: the clock, freshness, jitter, and work that repeats.
+"""Everything about time: the clock, freshness, jitter, durations, instants.
 
 Pure functions of numbers decide; the clock is a value that is passed in. Ages and deadlines are
 measured on a clock that no administrator can set and that goes on while a machine is suspended;
@@ -11,7 +11,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -91,10 +91,10 @@ def parse_retry_after(value: str | None, now: datetime, cap: float = 900.0) -> f
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        return min(cap, float(text[:9]))
+        return min(cap, float(text))
     try:
         at = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     try:
@@ -104,6 +104,8 @@ def parse_retry_after(value: str | None, now: datetime, cap: float = 900.0) -> f
 
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
+_CENTURY = timedelta(days=36525)
+"""So that an instant and a duration always have a sum (datetime ends with the year 9999)."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -112,17 +114,12 @@ def parse_duration(text: str) -> timedelta:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError("a number with a unit is wanted: 250ms, 90s, 15m, 8h, 7d")
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    duration = timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    if duration > _CENTURY:
+        raise ValueError("is longer than a century")
+    return duration
 
 
 def rfc3339(instant: datetime) -> str:
     """`2026-11-20T12:00:00Z`, to the second."""
     return instant.astimezone(UTC).isoformat()[:19] + "Z"  # a tenth of what strftime costs
-
-
-async def repeat(
-    clock: Clock, every: Callable[[bool], float], work: Callable[[], Awaitable[bool]]
-) -> None:
-    """Run `work` for ever, `every(succeeded)` seconds apart. `work` reports, never raises."""
-    while True:
-        await clock.sleep(every(await work()))

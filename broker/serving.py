@@ -76,6 +76,7 @@ class Listening:
             uvicorn.Config(
                 app,
                 http=protocol,
+                interface="asgi3",
                 ws="none",
                 loop="none",
                 lifespan="off",

@@ -75,7 +75,6 @@ class Snapshot:
     anonymous: bool
     credentials: Mapping[str, CredentialEntry]
     profiles: Mapping[str, Profile]
-    origins: frozenset[str]
 
 
 def secret_refs(snapshot: Snapshot) -> Iterator[tuple[str, SecretRef]]:

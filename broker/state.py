@@ -48,7 +48,7 @@ class Remembered(Generic[V]):
         return None if item is None else item.value
 
     def put(self, key: str, value: V, seconds: float, size: int = 1) -> None:
-        """Remembers `value` for `seconds`; not at all for nought or less, or where it is too large."""
+        """Remembers `value` for `seconds`; not at all for nought or less, or if it is too large."""
         if seconds > 0 and size <= self._most:
             self._items[key] = _Item(value, self._clock.monotonic() + seconds, size)
 

@@ -18,6 +18,11 @@ import yaml
 
 from broker.model import JSON
 
+_DEEPEST = 100
+"""Levels of a tree: what writes it again has a limit too (orjson's is 254)."""
+_QUOTED = re.compile(r"""'[^<'\s][^'\s]+'|"[^"\s]{2,}\"""")
+"""What PyYAML's messages quote of the text (a tag, an anchor), not of YAML's own signs."""
+
 
 class Unreadable(ValueError):
     """The text is not what it should be. The message never quotes the text; line is for YAML."""
@@ -52,6 +57,23 @@ def _float(digits: str) -> float:
     return number
 
 
+def _checked(tree: JSON, suspect: bool) -> JSON:
+    """The tree, if any encoder can write it. suspect: its texts may have lone surrogates."""
+    if suspect:
+        json.dumps(tree, ensure_ascii=False).encode()
+    level = [tree]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return tree
+    raise Unreadable("nested too deeply")
+
+
 _decode = json.JSONDecoder(
     object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float
 ).decode
@@ -66,9 +88,9 @@ def read_json(raw: bytes | str) -> JSON:
     try:
         text = raw.decode() if isinstance(raw, bytes) else raw
         tree = _decode(text)
-        if "\\ud" in text or "\\uD" in text or not isinstance(raw, bytes):
-            json.dumps(tree, ensure_ascii=False).encode()
-        return tree
+        suspect = "\\ud" in text or "\\uD" in text or not isinstance(raw, bytes)
+        deep = text.count("[") + text.count("{") > _DEEPEST
+        return _checked(tree, suspect) if suspect or deep else tree
     except Unreadable:
         raise
     except (ValueError, RecursionError):
@@ -92,9 +114,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise Unreadable("aliases are not read", mark.line + 1)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise Unreadable("aliases are not read", line)
+        if getattr(event, "tag", None) is not None:
+            raise Unreadable("tags are not read; quote a text", line)
         return super().compose_node(parent, index)
 
 
@@ -107,20 +132,27 @@ def _resolvers() -> None:
     _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
     add("int", r"^-?(?:0|[1-9][0-9]*)$", "-0123456789")
     add("float", r"^-?(?:0|[1-9][0-9]*)\.[0-9]+$", "-0123456789")
+    add_number = _Loader.add_constructor
+    add_number("tag:yaml.org,2002:int", lambda _loader, node: _integer(node.value))
+    add_number("tag:yaml.org,2002:float", lambda _loader, node: _float(node.value))
 
 
 _resolvers()
 
 
 def read_yaml(text: str) -> JSON:
-    """A YAML document as a tree. Raises `Unreadable` only, with a line where there is one."""
+    """A YAML document as a tree, one that JSON could say. Raises `Unreadable` only, with a line
+    where there is one."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader, made stricter)
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader, made stricter)
+        return _checked(tree, suspect=True)
     except Unreadable:
         raise
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else None
-        raise Unreadable(f"not YAML: {exc.problem or 'unreadable'}", line) from None
+        raise Unreadable(
+            f"not YAML: {_QUOTED.sub('…', exc.problem or 'unreadable')}", line
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise Unreadable("not YAML") from None

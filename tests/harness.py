@@ -120,6 +120,7 @@ class Broker:
 
     @property
     def audit(self) -> list[dict[str, Any]]:
+        self.app._audit.flush()
         return [json.loads(line) for line in self._lines.getvalue().splitlines()]
 
     def sample(self, name: str, **labels: str) -> float | None:

@@ -656,6 +656,8 @@ class FakeAcme:
         self.revoked: set[str] = set()
         self.status = 200
         self.created = 201
+        self.name = "sid/1 ?"
+        self.created_with: dict[str, Any] = {}
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         if request.url.host == "login.acme.example":
@@ -667,7 +669,9 @@ class FakeAcme:
         if bearer in self.revoked:
             return httpx2.Response(401)
         if request.method == "POST":
-            told = {"secret": "s3cret", "id": "sid/1 ?", "ttl": "600", "extra": {"kept": [1, None]}}
+            self.created_with = json.loads(request.content)
+            told = {"secret": "s3cret", "id": self.name, "ttl": "600"}
+            told |= {"extra": {"kept": [1, None]}}  # type: ignore[dict-item]
             return httpx2.Response(self.created, json=told)
         if request.method == "GET":
             state = {"state": "pending", "cryptogram": "never", "deep": {"er": 1}}
@@ -807,3 +811,116 @@ async def test_access_tokens_are_for_services_that_were_named(told: Broker, acme
     assert problem(await get(cookie="a=b")) == "origin-not-allowed"
     assert problem(await get(**{"cache-control": "min-fresh=4000"})) == "min-fresh-not-met"
     assert acme.issued == 1
+
+
+@with_broker
+async def test_a_changed_merchant_does_not_continue_a_session(told: Broker) -> None:
+    """When the merchant in the caller's claims changes, the old handle is over, and an
+    Idempotency-Key of before does not bring the old merchant's session."""
+    handle = (await told.mint(idempotency_key="k")).json()["handle"]
+    moved = told.jwt(merchant_id="100200999")
+    assert problem(await told.rotate(handle, token=moved)) == "handle-expired"
+    again = await told.mint(idempotency_key="k", token=moved)
+    assert (again.status_code, problem(again)) == (422, "invalid-parameters")
+    assert (await told.rotate(handle)).status_code == 201
+
+
+@with_broker
+async def test_an_ended_session_is_not_replayed(told: Broker) -> None:
+    """After a logout the same Idempotency-Key makes a new session."""
+    first = (await told.mint(idempotency_key="k")).json()
+    await told.end(first["handle"])
+    again = (await told.mint(idempotency_key="k")).json()
+    assert again["session_token"] == "st_token_0002"
+    assert (await told.rotate(again["handle"])).status_code == 201
+
+
+@with_broker
+async def test_a_wish_that_cannot_be_met_costs_no_session(told: Broker) -> None:
+    """Once it is known how long sessions live, a longer `min-fresh` is refused without a mint."""
+    await told.mint()
+    for _ in range(5):
+        answer = await told.mint(cache_control="min-fresh=99999")
+        assert (answer.status_code, problem(answer)) == (412, "min-fresh-not-met")
+    assert len(told.nmi.bodies) == 1
+
+
+@with_broker
+async def test_a_failed_rotation_can_be_tried_again(told: Broker) -> None:
+    """While the upstream is down a rotation is 503 and counted; the handle stays good."""
+    handle = (await told.mint()).json()["handle"]
+    told.nmi.answer = lambda _: httpx2.Response(503)
+    assert (await told.rotate(handle)).status_code == 503
+    told.nmi.answer = None
+    assert (await told.rotate(handle)).status_code == 201
+    for outcome in ("failed", "on_time"):
+        assert told.sample("broker_rotations_total", profile="transactions", outcome=outcome) == 1
+
+
+@with_broker
+async def test_what_may_have_happened_is_counted(told: Broker) -> None:
+    """An answer that cannot be read, or that never came, may hide a session: it is counted."""
+    told.nmi.answer = lambda _: httpx2.Response(201, content=b'{"session_tok')
+    await told.mint()
+    assert told.sample("broker_unknown_mints_total", profile="transactions") == 1
+    labels = {"upstream": "transactions", "operation": "session"}
+    assert told.sample("broker_upstream_requests_total", outcome="nonsense", **labels) == 1
+
+
+@acting
+async def test_the_unique_value_is_not_the_callers_to_choose(told: Broker, acme: FakeAcme) -> None:
+    """`${uuid4}` differs for each request, whatever X-Request-Id it brings."""
+    same = {"x_request_id": "11111111-1111-4111-8111-111111111111"}
+    seen = set()
+    for _ in range(3):
+        await told.mint(profile="acme", **same)
+        seen.add(acme.created_with["key"])
+    assert len(seen) == 3
+    assert same["x_request_id"] not in seen
+
+
+@acting
+async def test_a_refused_permission_does_not_hammer_the_token_endpoint(
+    told: Broker, acme: FakeAcme
+) -> None:
+    """An upstream that refuses every access token costs two token requests, not one a mint."""
+    acme.revoked |= {f"at-{number}" for number in range(100)}
+    transport: Any = told.app._transport
+    transport.before = lambda: told.clock.pass_(0.01)
+    for _ in range(10):
+        assert problem(await told.mint(profile="acme")) == "upstream-refused"
+    assert acme.issued == 2
+
+
+@acting
+async def test_actions_of_one_session_take_turns(told: Broker, acme: FakeAcme) -> None:
+    """Three actions at once on one session reach the upstream one after the other; another
+    session's is not held up."""
+    handle = (await told.mint(profile="acme")).json()["handle"]
+    other = (await told.mint(profile="acme")).json()["handle"]
+    gate = asyncio.Event()
+    transport: Any = told.app._transport
+    transport.before = gate.wait
+    transport.calls.clear()
+    path = "/v1/sessions/actions/status"
+    asking = [asyncio.create_task(told.post(path, {"handle": handle})) for _ in range(3)]
+    await settle()
+    assert len(transport.calls) == 1
+    asking.append(asyncio.create_task(told.post(path, {"handle": other})))
+    await settle()
+    assert len(transport.calls) == 2
+    gate.set()
+    assert [(await task).status_code for task in asking] == [200] * 4
+
+
+@acting
+async def test_a_name_upstream_stays_in_its_path_segment(told: Broker, acme: FakeAcme) -> None:
+    """A session's own name upstream never leaves its path segment."""
+    for name in ("..", ".", ""):
+        acme.name = name
+        answer = await told.mint(profile="acme")
+        if answer.status_code == 201:
+            shown = {"handle": answer.json()["handle"]}
+            asked = await told.post("/v1/sessions/actions/status", shown)
+            assert problem(asked) == "action-not-allowed"
+    assert all(method == "POST" for method, _, _ in acme.calls)

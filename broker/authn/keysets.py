@@ -25,7 +25,7 @@ from broker.errors import BrokerError, UpstreamUnavailable
 from broker.flights import Spawn
 from broker.metrics import Metrics
 from broker.model import JSON, Secret
-from broker.schedule import Clock
+from broker.schedule import Clock, backoff
 from broker.strict import Unreadable
 
 MOST_KEYS = 64
@@ -122,6 +122,7 @@ class LoadedKeys:
         self._flight: asyncio.Task[None] | None = None
         self._asked = self._loaded = -math.inf
         self._failure = ""
+        self._failures = 0
 
     async def keys(self, alg: str, kid: str | None) -> Sequence[Key]:
         held = self.current
@@ -159,7 +160,11 @@ class LoadedKeys:
         return self._flight is not None and not self._flight.done()
 
     def _may_load(self) -> bool:
-        return self._clock.monotonic() - self._asked >= self._cooldown
+        """After a good load once a cool-down; after failures sooner at first, then no oftener."""
+        wait = self._cooldown
+        if self._failures:
+            wait = min(wait, backoff(self._failures))
+        return self._clock.monotonic() - self._asked >= wait
 
     def _start(self) -> asyncio.Task[None]:
         if self._flight is None or self._flight.done():
@@ -173,10 +178,11 @@ class LoadedKeys:
             found = await self._load_from()
         except BrokerError as exc:
             self._failure = exc.cause or type(exc).__name__
+            self._failures += 1
             self._metrics.keys_loaded(self._name, ok=False)
             _log.warning("keys_not_loaded", caller=self._name, cause=self._failure)
             return
-        self._failure = ""
+        self._failure, self._failures = "", 0
         self._loaded = self._clock.monotonic()
         self._metrics.keys_loaded(self._name, ok=True)
         if self.current is None or self.current.marks != found.marks:

@@ -12,9 +12,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
-from broker.declared import Checked, Declared, Duration, Strict, Url, faults_of
+from broker.declared import Checked, Declared, Duration, Parameter, Strict, Url, faults_of
 from broker.errors import ConfigError, Fault
 from broker.holes import Template, compile_tree, holes_in, is_template
 from broker.model import Reuse
@@ -23,6 +30,14 @@ from broker.strict import Unreadable, read_yaml
 Pointer = Annotated[str, StringConstraints(pattern=r"^(/[^/]+)+$")]
 Tree = Annotated[Any, BeforeValidator(compile_tree)]
 Text = Annotated[str | Template, BeforeValidator(lambda v: Template(v) if is_template(v) else v)]
+
+
+def _path(value: str | Template) -> str | Template:
+    """Without the slash, it would go on with the host's name: another host gets our key."""
+    if not (value.parts[0] if isinstance(value, Template) else value).startswith("/"):
+        raise ValueError("a path begins with /")
+    return value
+
 
 SESSION_HOLES = frozenset(
     {"session.id", "session.token", "session.expires_at", "session.expires_at_ms"}
@@ -33,7 +48,7 @@ class Request(Strict):
     """One call: `path` is put after the base URL; holes in it are percent-encoded."""
 
     method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
-    path: Text
+    path: Annotated[Text, AfterValidator(_path)]
     headers: dict[str, Text] = {}
     json_: Tree = Field(default=None, alias="json")
     form: dict[str, Text] | None = None
@@ -97,7 +112,7 @@ class Action(Strict):
     """
 
     request: Request
-    data: dict[str, Declared] = {}
+    data: dict[str, Parameter] = {}
     statuses: list[int] = Field(default=[200, 204], min_length=1)
     conflict: list[int] = []
     output: dict[str, Pointer] = {}
@@ -128,33 +143,30 @@ class PresetFile(Strict):
         if unknown := named - self.settings.keys():
             raise ValueError(f"names settings that are not declared: {', '.join(sorted(unknown))}")
         secrets = {name for name, one in self.settings.items() if one.type == "secret"}
-        for hole, allowed in self._holes():
-            space, _, name = hole.partition(".")
-            if not (
-                (space == "settings" and name in self.settings and name not in secrets)
-                or (hole in allowed)
-                or (space == "data" and "data" in allowed)
-            ):
+        held = self.authorization.secret
+        if held and not (held in secrets and self.settings[held].required):
+            raise ValueError("authorization.secret names a required setting of type secret")
+        sent = frozenset(
+            {"uuid4", *(f"settings.{name}" for name in self.settings.keys() - secrets)}
+        )
+        for hole, allowed in self._holes(sent):
+            if hole not in allowed:
                 raise ValueError(f"${{{hole}}} is not known here")
         return self
 
-    def _holes(self) -> Iterable[tuple[str, frozenset[str]]]:
+    def _holes(self, sent: frozenset[str]) -> Iterable[tuple[str, frozenset[str]]]:
+        """Every hole, with those that `upstreams` fills there."""
         auth = (self.authorization.place, self.authorization.header)
-        sent = frozenset({"uuid4"})
         for tree in (auth, *_parts(self.request)):
             yield from ((hole, sent) for hole in holes_in(tree))
         yield from ((hole, SESSION_HOLES) for hole in holes_in(self.output))
-        follow_up = sent | {
-            "session.id",
-            "data",
-            "request.ip",
-            "request.user_agent",
-            "request.accept",
-        }
-        calls = [action.request for action in self.actions.values()]
-        for call in [*calls, *([self.revoke] if self.revoke else [])]:
-            for tree in _parts(call):
-                yield from ((hole, follow_up) for hole in holes_in(tree))
+        request = {"request.ip", "request.user_agent", "request.accept"}
+        for action in self.actions.values():
+            data = {"data", *(f"data.{name}" for name in action.data)}
+            follow_up = sent | {"session.id"} | request | data
+            yield from ((hole, follow_up) for hole in holes_in(_parts(action.request)))
+        if self.revoke:
+            yield from ((hole, sent | {"session.id"}) for hole in holes_in(_parts(self.revoke)))
 
 
 def _parts(request: Request) -> tuple[Any, ...]:
@@ -203,5 +215,5 @@ def load_preset(name: str, base: Path) -> Preset:
         raise ConfigError([Fault("", f"no such preset; there are: {known}, or ./FILE.yaml")])
     try:
         return parse_preset(name, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # not UTF-8, or a path that cannot be one
         raise ConfigError([Fault("", "the preset file cannot be read")]) from None

@@ -7,22 +7,26 @@ the request without it. Nothing of an upstream's answer leaves but what the pres
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import orjson
+import structlog
 
 from broker.errors import (
     ActionNotAllowed,
     BrokerError,
     InternalError,
+    InvalidParameters,
     UpstreamNonsense,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnavailable,
+    outcome_of,
 )
-from broker.holes import ABSENT, Template, fill_tree, holes_in
+from broker.holes import ABSENT, Template, fill_tree
 from broker.keyring import Keyring
 from broker.metrics import Metrics
 from broker.model import (
@@ -39,6 +43,12 @@ from broker.schedule import Clock, parse_retry_after
 from broker.snapshot import Profile
 from broker.upstreams.answers import at, session_of, tree_of
 from broker.upstreams.transport import Answer, Transport
+
+_log = structlog.get_logger("upstream")
+V = TypeVar("V")
+_REFUSED_WAIT = 60.0
+"""Seconds after a new access token was refused too: it is not the token's age, and asking for more
+of them would only hammer the token endpoint."""
 
 
 class Upstream:
@@ -66,6 +76,7 @@ class Upstream:
         self._clock = clock
         self._metrics = metrics
         self._timeout = timeout
+        self._refused_until = float("-inf")
         self._key: Secret | None = None
         if file.authorization.secret is not None:
             self._key = keyring.get(profile.secrets[file.authorization.secret])
@@ -76,9 +87,16 @@ class Upstream:
         values["uuid4"] = grant.facts.unique
         sent = self._clock.monotonic()
         wall = self._clock.now()
-        answer = await self._call("session", self._file.request, values)
-        self._expect(answer, self._file.answer.statuses, ())
-        return session_of(self._file, answer, sent, wall)
+
+        def parse(answer: Answer) -> ComponentSession:
+            self._expect(answer, self._file.answer.statuses, ())
+            return session_of(self._file, answer, sent, wall)
+
+        try:
+            return await self._call("session", self._file.request, values, parse)
+        except (UpstreamTimeout, UpstreamNonsense, asyncio.CancelledError):
+            self._metrics.mint_unknown(self._name)  # a session may have been made
+            raise
 
     async def act(
         self, name: str, grant: Grant, session_id: str | None, data: Mapping[str, JSON]
@@ -96,13 +114,14 @@ class Upstream:
             "request.accept": grant.facts.accept,
         }
         values |= {f"data.{key}": value for key, value in data.items()}
-        answer = await self._call(f"action_{name}", action.request, values)
-        self._expect(answer, action.statuses, action.conflict)
-        if not action.output:
-            return answer.status, {}
-        tree = tree_of(answer)
-        found = {label: at(tree, pointer) for label, pointer in action.output.items()}
-        return answer.status, {k: v for k, v in found.items() if v is not ABSENT}
+
+        def parse(answer: Answer) -> tuple[int, dict[str, JSON]]:
+            self._expect(answer, action.statuses, action.conflict)
+            tree = tree_of(answer) if action.output else {}
+            found = {label: at(tree, pointer) for label, pointer in action.output.items()}
+            return answer.status, {k: v for k, v in found.items() if v is not ABSENT}
+
+        return await self._call(f"action_{name}", action.request, values, parse)
 
     async def revoke(self, grant: Grant, session_id: str | None) -> bool:
         """Ends a session upstream, where the preset says how. Whether that was done."""
@@ -110,29 +129,36 @@ class Upstream:
             return False
         values = _settings_values(grant.settings)
         values |= {"session.id": session_id, "uuid4": grant.facts.unique}
+
+        def parse(answer: Answer) -> bool:
+            self._expect(answer, [200, 202, 204, 404, 410], ())
+            return True
+
         try:
-            answer = await self._call("revoke", self._file.revoke, values)
-            return answer.status < 400
-        except BrokerError:
+            return await self._call("revoke", self._file.revoke, values, parse)
+        except BrokerError as exc:
+            _log.warning("not_revoked", profile=self._name, problem=exc.slug, cause=exc.cause)
             return False
 
-    async def _call(self, operation: str, request: Request, values: Mapping[str, Any]) -> Answer:
+    async def _call(
+        self,
+        operation: str,
+        request: Request,
+        values: Mapping[str, Any],
+        parse: Callable[[Answer], V],
+    ) -> V:
+        """One call, counted by how it ended, what its answer meant included."""
         began = self._clock.monotonic()
         outcome = Outcome.INTERNAL
         try:
-            answer = await self._authorised(request, values)
-            outcome = _outcome_of(answer.status)
-            return answer
-        except UpstreamTimeout:
+            parsed = parse(await self._authorised(request, values))
+            outcome = Outcome.OK
+            return parsed
+        except BrokerError as exc:
+            outcome = outcome_of(exc)
+            raise
+        except asyncio.CancelledError:  # the request's own time was spent first
             outcome = Outcome.TIMEOUT
-            if operation == "session":
-                self._metrics.mint_unknown(self._name)
-            raise
-        except UpstreamUnavailable:
-            outcome = Outcome.UNAVAILABLE
-            raise
-        except UpstreamNonsense:
-            outcome = Outcome.NONSENSE
             raise
         finally:
             self._metrics.upstream_answered(
@@ -146,23 +172,24 @@ class Upstream:
         token = await self._tokens.token()
         sent = self._clock.monotonic()
         answer = await self._send(request, values, token)
+        if answer.status != 401 or sent < self._refused_until:
+            return answer
+        self._tokens.forget(older_than=sent)
+        renewed = await self._tokens.token()
+        if renewed is not token:
+            answer = await self._send(request, values, renewed)
         if answer.status == 401:
-            self._tokens.forget(older_than=sent)
-            renewed = await self._tokens.token()
-            if renewed is not token:
-                answer = await self._send(request, values, renewed)
+            self._refused_until = self._clock.monotonic() + _REFUSED_WAIT
         return answer
 
     async def _send(
         self, request: Request, values: Mapping[str, Any], token: AccessToken | None
     ) -> Answer:
         headers = {"accept": "application/json", "user-agent": "token-broker"}
-        for name, text in request.headers.items():
-            headers[name.lower()] = _header(_filled(text, values))
+        for name, text in _texts(request.headers, values).items():
+            headers[name.lower()] = _header(text)
         tree = fill_tree(request.json_, values) if request.json_ is not None else None
-        form = None
-        if request.form is not None:
-            form = {k: _filled(text, values) for k, text in request.form.items()}
+        form = _texts(request.form, values) if request.form is not None else None
         url = self._base + _path(request.path, values)
         tree = self._authorise(headers, tree, values, token)
         body: bytes | None = None
@@ -193,7 +220,7 @@ class Upstream:
             for pointer in how.members:
                 tree = _with_member(tree, pointer.split("/")[1:], self._key.reveal())
             return tree
-        name = _filled(how.header, values).lower()
+        name = str(_filled(how.header, values)).lower()
         prefix = how.prefix if how.prefix is not None else "Bearer " * (name == "authorization")
         headers[name] = prefix + self._key.reveal()
         return tree
@@ -221,35 +248,43 @@ def _settings_values(settings: Mapping[str, JSON]) -> dict[str, Any]:
     return {f"settings.{name}": value for name, value in settings.items()}
 
 
-def _outcome_of(status: int) -> Outcome:
-    if status < 400:
-        return Outcome.OK
-    if status == 429:
-        return Outcome.THROTTLED
-    return Outcome.REFUSED if status < 500 else Outcome.UNAVAILABLE
+def _texts(members: Mapping[str, str | Template], values: Mapping[str, Any]) -> dict[str, str]:
+    """Header or form fields; one whose whole hole has no value is left out."""
+    filled = {name: _filled(text, values) for name, text in members.items()}
+    return {name: text for name, text in filled.items() if text is not None}
 
 
-def _filled(text: str | Template, values: Mapping[str, Any]) -> str:
-    """Text for a header, a form field or a path. A hole without a value is a defect of ours."""
+def _filled(text: str | Template, values: Mapping[str, Any]) -> str | None:
+    """Text for a header, a form field or a path; None for a whole hole without a value."""
     found = text.fill(values) if isinstance(text, Template) else text
+    if found is ABSENT:
+        return None
+    if isinstance(found, bool):
+        return "true" if found else "false"
+    if isinstance(found, int | float):
+        return str(found)
     if not isinstance(found, str):
-        raise InternalError(cause=f"{text!r} has no text")
+        raise InternalError(cause=f"{text!r} is no text")
     return found
 
 
 def _header(value: str) -> str:
     if not (value.isascii() and value.isprintable()):
-        raise UpstreamRefused("A header cannot be sent.", cause="not printable ASCII")
+        raise InvalidParameters("A value of this request cannot be sent upstream.", cause="header")
     return value
 
 
 def _path(path: str | Template, values: Mapping[str, Any]) -> str:
+    """The path with its holes percent-encoded: each stays one segment, whatever it holds."""
     if not isinstance(path, Template):
         return path
-    coded = {hole: quote(str(values.get(hole, "")), safe="") for hole in holes_in(path)}
-    if not all(coded.values()):
-        raise ActionNotAllowed("This session has no name upstream.")
-    return _filled(path, coded)
+    coded: dict[str, str] = {}
+    for hole in path.holes:
+        value = values.get(hole, ABSENT)
+        if not isinstance(value, str | int) or str(value) in ("", ".", ".."):
+            raise ActionNotAllowed("This session cannot be named upstream.", cause=f"no {hole}")
+        coded[hole] = quote(str(value), safe="")
+    return str(path.fill(coded))
 
 
 def _with_member(tree: JSON, steps: list[str], value: str) -> JSON:

@@ -9,9 +9,9 @@ aiohttp, as it costs a third of httpx2 on this path (`make bench`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 from yarl import URL
 
-from broker.errors import UpstreamNonsense, UpstreamTimeout, UpstreamUnavailable
+from broker.errors import BrokerError, UpstreamNonsense, UpstreamTimeout, UpstreamUnavailable
 
 BODY_LIMIT = 1 << 20
 """Bytes: tokens and key sets are a few KiB; anything near this is a fault or an attack."""
@@ -32,7 +32,7 @@ can be told from an answer that did not come only if it ends first."""
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. Header names are in lower case; the last of equal names counts."""
+    """What came back. headers: looked up in any case; the first of equal names counts."""
 
     status: int
     headers: Mapping[str, str]
@@ -79,22 +79,24 @@ class _Connector(aiohttp.TCPConnector):
 class AiohttpTransport:
     """`Transport` on aiohttp. Make it inside the running loop; one for the life of the process.
 
-    idle_seconds: how long an unused connection is kept, best just under the upstream's own limit:
-    a new TLS connection costs more than everything else a mint does.
+    max_connections: to one host; one that hangs takes none from the others. idle_seconds: how
+    long an unused connection is kept, best just under the upstream's own limit: a new TLS
+    connection costs more than everything else a mint does.
     """
 
     def __init__(
         self,
         *,
         tls: ssl.SSLContext | None = None,
-        max_connections: int = 256,
+        max_connections: int = 512,
         idle_seconds: float = 55.0,
         connect_seconds: float = 3.0,
     ) -> None:
         self._connect = connect_seconds
         self._session = aiohttp.ClientSession(
             connector=_Connector(
-                limit=max_connections,
+                limit=0,
+                limit_per_host=max_connections,
                 keepalive_timeout=idle_seconds,
                 ttl_dns_cache=30,
                 ssl=tls if tls is not None else True,
@@ -120,18 +122,18 @@ class AiohttpTransport:
             sock_connect=self._connect,
             ceil_threshold=1e9,
         )
-        with _border():
+        try:
             async with self._session.request(
                 method,
-                URL(url, encoded=True),
+                _url(url),
                 headers=headers,
                 data=body,
                 allow_redirects=False,
                 timeout=limits,
             ) as response:
-                raw = await self._read(response, limit)
-                found = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, found, raw)
+                return Answer(response.status, response.headers, await self._read(response, limit))
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            raise _translated(exc) from (exc if isinstance(exc, _TELLS_NOTHING) else None)
 
     @staticmethod
     async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -153,27 +155,30 @@ class AiohttpTransport:
         await asyncio.sleep(0)
 
 
-@contextlib.contextmanager
-def _border() -> Iterator[None]:
-    """Translates what aiohttp raises, by what is known of the request: not sent, or perhaps."""
-    try:
-        yield
-    except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as exc:
-        raise UpstreamUnavailable(
-            "The upstream cannot be reached.", cause=type(exc).__name__
-        ) from exc
-    except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as exc:
-        # From None: they hold the request's headers and quote what was answered.
-        raise UpstreamNonsense(
-            "The upstream's answer broke off or is not HTTP.", cause=type(exc).__name__
-        ) from None
-    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError) as exc:
-        # From None: they quote the URL or the header that cannot be sent.
-        raise UpstreamUnavailable("The request cannot be sent.", cause=type(exc).__name__) from None
-    except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-        raise UpstreamTimeout(
-            "The upstream did not answer; the call may have happened.", cause=type(exc).__name__
-        ) from exc
+_NOT_SENT = (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError)
+_NOT_HTTP = (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)
+_NOT_SENDABLE = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError)
+_TELLS_NOTHING = (*_NOT_SENT, TimeoutError, aiohttp.ClientConnectionError, OSError)
+"""May stay as `__cause__`. The others hold the request's headers, quote what was answered, or quote
+the URL or header that cannot be sent."""
+
+
+def _translated(exc: Exception) -> BrokerError:
+    """What aiohttp raised, by what is known of the request: not sent, or perhaps."""
+    cause = type(exc).__name__
+    if isinstance(exc, _NOT_SENT):
+        return UpstreamUnavailable("The upstream cannot be reached.", cause=cause)
+    if isinstance(exc, _NOT_HTTP):
+        return UpstreamNonsense("The upstream's answer broke off or is not HTTP.", cause=cause)
+    if isinstance(exc, _NOT_SENDABLE):
+        return UpstreamUnavailable("The request cannot be sent.", cause=cause)
+    return UpstreamTimeout("The upstream did not answer; the call may have happened.", cause=cause)
+
+
+@functools.lru_cache(maxsize=256)
+def _url(text: str) -> URL:
+    """Parsed once: most calls go to a few addresses."""
+    return URL(text, encoded=True)
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:

@@ -1,0 +1,132 @@
+"""One profile's entry and its settings to a `Profile`, or their faults.
+
+What a preset declares is checked by the preset; here is what a profile makes of it: which holes its
+settings have and may have, and which of settings that exclude each other it sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from broker.declared import Checked, SecretRef, pointer, secret_hint
+from broker.errors import Fault
+from broker.file import ProfileEntry
+from broker.holes import Template, compile_tree, holes_in
+from broker.model import JSON
+from broker.presets import Preset
+from broker.schedule import parse_duration
+from broker.snapshot import OpenSetting, Profile
+
+FaultAt = Callable[[str, str], None]
+"""Takes where, as a JSON Pointer, and what is wrong there."""
+_KNOWN = ("request.ip", "request.user_agent", "request.accept", "caller.subject", "uuid4")
+
+
+def read_settings(
+    at: str, preset: Preset, settings: dict[str, Any]
+) -> tuple[dict[str, JSON], list[Fault]]:
+    """The settings with defaults and Templates, durations in seconds; or every fault."""
+    found, faults = preset.settings.read(settings, at)
+    secrets = [name for name, one in preset.file.settings.items() if one.type == "secret"]
+    if faults:
+        return {}, secret_hint(faults, secrets)
+    plain = {
+        name: value.total_seconds() if isinstance(value, timedelta) else value
+        for name, value in found.items()
+    }
+    try:
+        return compile_tree(plain), []
+    except ValueError as exc:
+        return {}, [Fault(at, str(exc))]
+
+
+def make_profile(
+    name: str, at: str, entry: ProfileEntry, preset: Preset, found: dict[str, JSON], fault: FaultAt
+) -> Profile:
+    """The profile; what is wrong with it is told to `fault`."""
+    instants: dict[str, timedelta] = {}
+    for setting, value in found.items():
+        for hole in holes_in(value):
+            _check_hole(hole, setting, at + pointer(setting), entry, preset, fault)
+            if hole == "now" or hole.startswith("now+"):
+                _instant(hole, at + pointer(setting), instants, fault)
+    _check_choices(at, entry, preset, found, fault)
+    secrets = {k: v for k, v in found.items() if isinstance(v, SecretRef)}
+    open_settings = tuple(
+        OpenSetting(k, v, holes, Checked({k: preset.file.settings[k]}))
+        for k, v in found.items()
+        if (holes := tuple(holes_in(v)))
+    )
+    not_fixed = {*secrets, *(one.name for one in open_settings)}
+    return Profile(
+        name=name,
+        preset=preset,
+        base_url=(entry.base_url or preset.file.base_url or "").rstrip("/"),
+        fixed={k: v for k, v in found.items() if k not in not_fixed},
+        open_settings=open_settings,
+        instants=instants,
+        secrets=secrets,
+        credential=entry.credential,
+        callers=frozenset(entry.allow.callers),
+        origins=frozenset(entry.allow.origins),
+        require={claim: frozenset(v) for claim, v in entry.allow.require.items()},
+        parameters=Checked(entry.parameters),
+        rotation=entry.rotation,
+        min_remaining=entry.min_remaining.total_seconds() if entry.min_remaining else None,
+        rate_limit=entry.rate_limit,
+    )
+
+
+def _check_hole(
+    hole: str, setting: str, at: str, entry: ProfileEntry, preset: Preset, fault: FaultAt
+) -> None:
+    space, _, key = hole.partition(".")
+    if space == "parameters" and key in entry.parameters:
+        if setting in preset.file.merchant and not entry.merchant_from_parameters:
+            fault(
+                at,
+                "who the merchant is comes from claims or from this file; to let the request say "
+                "it, add merchant_from_parameters: true",
+            )
+    elif space == "parameters":
+        fault(at, f"${{{hole}}}: this profile declares no such parameter")
+    elif not (
+        hole in _KNOWN or hole == "now" or hole.startswith("now+") or (space == "claims" and key)
+    ):
+        fault(
+            at,
+            f"${{{hole}}} is not known; there are claims.x, parameters.x, caller.subject, "
+            "request.ip|user_agent|accept, uuid4, now+15m",
+        )
+
+
+def _instant(hole: str, at: str, instants: dict[str, timedelta], fault: FaultAt) -> None:
+    try:
+        instants[hole] = parse_duration("0s" if hole == "now" else hole[4:])
+    except ValueError as exc:
+        fault(at, f"${{{hole}}}: {exc}")
+
+
+def _check_choices(
+    at: str, entry: ProfileEntry, preset: Preset, settings: Mapping[str, JSON], fault: FaultAt
+) -> None:
+    """Of each `exactly_one` group one is set; several only where the request chooses."""
+    for group in preset.file.exactly_one:
+        names = " and ".join(group)
+        present = [name for name in group if name in settings]
+        if not present:
+            fault(at, f"set exactly one of {names}; neither is set")
+        elif len(present) > 1 and not all(
+            _chosen_by_request(settings[name], entry) for name in present
+        ):
+            fault(at, f"{names} exclude each other: set exactly one of them")
+
+
+def _chosen_by_request(value: JSON, entry: ProfileEntry) -> bool:
+    if not (isinstance(value, Template) and value.whole):
+        return False
+    space, _, name = value.whole.partition(".")
+    declared = entry.parameters.get(name)
+    return space == "parameters" and declared is not None and not declared.required
