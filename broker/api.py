@@ -200,7 +200,8 @@ class Api:
         fields = scope["fields"]
         return Facts(
             now=self._clock.now(),
-            unique=new_uuid(),  # not the request id, which the caller may choose
+            # The request id serves, unless the caller chose it.
+            unique=new_uuid() if b"x-request-id" in fields else record.request_id,
             origin=record.origin,
             ip=scope["peer"],
             user_agent=text(fields.get(b"user-agent"))[:2048],
