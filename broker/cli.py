@@ -1,12 +1,13 @@
 """Commands for people: serve, check, schema, sandbox, demo, mint.
 
 Exit statuses are those of sysexits.h: 78 a configuration that cannot be used, 69 a service that
-cannot be reached, 71 a port that is taken, 1 a refusal, 2 a wrong command line.
+cannot be reached, 70 a defect, 71 a port that is taken, 1 a refusal, 2 a wrong command line.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -29,10 +30,10 @@ from broker.file import Listener, json_schema
 from broker.presets import load_preset, packaged
 from broker.sandbox.serving import serve as serve_sandbox
 from broker.sandbox.settings import SandboxSettings
-from broker.serving import Stop, bind, on_signals, serve, url_of
+from broker.serving import ListenerEnded, Stop, bind, on_signals, serve, url_of
 from broker.snapshot import Snapshot, secret_refs
 
-EX_UNAVAILABLE, EX_OSERR, EX_CONFIG = 69, 71, 78
+EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CONFIG = 69, 70, 71, 78
 
 _CONFIG_OPTION = click.option(
     "-c",
@@ -232,8 +233,13 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(work)
+    except ListenerEnded:
+        click.echo("a listener stopped though nobody asked it to; the log says more", err=True)
+        sys.exit(EX_SOFTWARE)
     except OSError as exc:
-        click.echo(f"cannot listen: {exc.strerror or exc}", err=True)
+        if exc.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        click.echo(f"cannot listen: {os.strerror(exc.errno)}", err=True)
         sys.exit(EX_OSERR)
 
 

@@ -55,7 +55,9 @@ class Reply:
     headers: list[Header] = field(default_factory=list)
 
     async def send(self, send: Send) -> None:
-        headers = [*self.headers, (b"content-length", str(len(self.body)).encode())]
+        headers = list(self.headers)
+        if self.status != 204:  # which has no body, and so no length (RFC 9110 §8.6)
+            headers.append((b"content-length", str(len(self.body)).encode()))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 

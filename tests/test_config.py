@@ -32,6 +32,7 @@ from broker.snapshot import Snapshot, secret_refs
 from broker.strict import read_yaml
 
 CANARY = "c4nary"
+NMI_FILE = Path(__file__).parents[1] / "broker" / "presets" / "nmi.yaml"
 CONTRACT = """
 server:
   public: {host: 127.0.0.1, port: 8080}
@@ -308,7 +309,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             load(tmp_path / name)
         assert list(caught.value.faults) == [Fault("", f"cannot be read: {why}")]
-    (tmp_path / "mine.yaml").write_text(Path("broker/presets/nmi.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(NMI_FILE.read_text())
     (tmp_path / "broker.yaml").write_text(_with("preset: nmi", "preset: ./mine.yaml"))
     assert load(tmp_path / "broker.yaml").profiles["p"].preset.name == "./mine.yaml"
 
@@ -429,7 +430,7 @@ def test_plain_http_is_refused(place: str) -> None:
 
 def test_an_own_presets_plain_http_is_refused(tmp_path: Path) -> None:
     """The base URL that a profile takes from its preset is no way round."""
-    nmi = Path("broker/presets/nmi.yaml").read_text()
+    nmi = NMI_FILE.read_text()
     (tmp_path / "mine.yaml").write_text(nmi.replace("https://embed", "http://embed"))
     mine = _with("preset: nmi", "preset: ./mine.yaml")
     with pytest.raises(ConfigError) as caught:

@@ -37,7 +37,7 @@ BEYOND_IT = {
 
 
 def _leaves(kind: type[BrokerError] = BrokerError) -> Iterator[type[BrokerError]]:
-    for below in kind.__subclasses__():
+    for below in (one for one in kind.__subclasses__() if not one.__name__.startswith("_")):
         yield from _leaves(below) if below.__subclasses__() else [below]
 
 

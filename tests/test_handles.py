@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import string
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -95,10 +96,13 @@ def test_any_bit_flipped_is_refused(data: st.DataObject) -> None:
 
 
 def test_every_character_counts() -> None:
-    """Replacing any one character by another of the same alphabet is refused, everywhere."""
+    """Replacing any one character by another of the same alphabet is refused, everywhere; at the
+    end of a part by each, as some of its bits are outside the bytes (joserfc sees to that)."""
     text = SEAL.close(_handle())
+    alphabet = string.ascii_letters + string.digits + "-_"
     for at, character in enumerate(text):
-        for other in "AB_.":
+        others = alphabet if text[at + 1 : at + 2] in {"", "."} else "AB_."
+        for other in others:
             if other != character:
                 _refused(text[:at] + other + text[at + 1 :])
 
