@@ -21,7 +21,6 @@ from broker.file import (
     CallerEntry,
     ConfigFile,
     CredentialEntry,
-    IntrospectionCaller,
     ProfileEntry,
     Server,
 )
@@ -261,12 +260,6 @@ class _Reading:
             if entry is None:
                 if name not in self._names("callers"):
                     self.fault(at, f"there is no caller {name!r} under callers")
-            elif isinstance(entry, IntrospectionCaller) and not (entry.scope or entry.audience):
-                self.fault(
-                    at,
-                    f"{name!r} takes any token its server calls active, a browser user's too; give "
-                    "it the scope or the audience that only services get",
-                )
             elif entry.type == "forward_auth" or any(
                 name in profile.callers and profile.origins for profile in profiles.values()
             ):

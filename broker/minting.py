@@ -80,6 +80,7 @@ class Minting:
     ) -> None:
         self._profiles = snapshot.profiles
         self._credentials = snapshot.credentials
+        self._callers = snapshot.callers
         self._sources = sources
         self._tokens = tokens
         self._seal = seal
@@ -132,8 +133,9 @@ class Minting:
         """The token of a credential that is exposed to this caller, its seconds left, and whether
         it was held already."""
         entry = self._credentials.get(name)
-        if entry is None or caller.name not in entry.expose_to:
+        if entry is None:
             raise UnknownProfile("There is no such credential for this caller.")
+        policy.may_have_access_token(entry, self._callers.get(caller.name), caller)
         asked = self._clock.monotonic()
         tokens = self._tokens[name]
         token = None if min_fresh else tokens.peek()

@@ -16,6 +16,7 @@ from broker.errors import (
     OriginNotAllowed,
     UnknownProfile,
 )
+from broker.file import CallerEntry, CredentialEntry, IntrospectionCaller
 from broker.holes import ABSENT, Unfillable, fill_tree
 from broker.model import JSON, Caller, Facts, Grant
 from broker.schedule import rfc3339
@@ -48,6 +49,25 @@ def decide(profile: Profile, caller: Caller, parameters: JSON, facts: Facts) -> 
         bound=bound,
         facts=facts,
     )
+
+
+def may_have_access_token(
+    credential: CredentialEntry, entry: CallerEntry | None, caller: Caller
+) -> None:
+    """Access tokens are for services that the credential is exposed to, never for a person.
+
+    An introspection caller that names the scope or the audience of services has said which tokens
+    are theirs. Without, its server also vouches for people; a service is then known by being its
+    own subject, as a client's own token is (RFC 9068 §2.2), with no user (RFC 7662 §2.2). Raises
+    UnknownProfile, NotPermitted.
+    """
+    if caller.name not in credential.expose_to:
+        raise UnknownProfile("There is no such credential for this caller.")
+    if not isinstance(entry, IntrospectionCaller) or entry.scope or entry.audience:
+        return
+    own = caller.claims.get("client_id") == caller.subject
+    if not own or caller.claims.get("username") not in (None, caller.subject):
+        raise NotPermitted("Access tokens are for services only.", cause="the token of a person")
 
 
 def _matches(claim: JSON, accepted: frozenset[str]) -> bool:

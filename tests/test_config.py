@@ -81,7 +81,6 @@ profiles:
     min_remaining: 5m
     rate_limit: 30/minute
 """
-SERVICES_ONLY = "    type: introspection\n    scope: access-tokens:read"
 SMALL = """
 keys: [{file: seal}]
 callers: {users: {type: jwt, issuer: shop, audience: us, jwks: {file: jwks}}}
@@ -122,13 +121,9 @@ def _tree(text: str = SMALL, **changes: JSON) -> str:
     return json.dumps(tree)
 
 
-def _contract() -> str:
-    return CONTRACT.replace("    type: introspection", SERVICES_ONLY)
-
-
 def test_the_contracts_example_loads() -> None:
     """Every value of it arrives, in its own type."""
-    snapshot = _parse(_contract())
+    snapshot = _parse(CONTRACT)
     profile = snapshot.profiles["transactions"]
     assert list(snapshot.callers) == [
         "shop-users",
@@ -160,18 +155,6 @@ def test_the_contracts_example_loads() -> None:
         "/credentials/checkout/client_id",
         "/credentials/checkout/client_secret",
         "/profiles/transactions/api_key",
-    ]
-
-
-def test_the_one_line_that_the_contracts_example_lacks() -> None:
-    """A caller to whom access tokens are exposed says which tokens are a service's: without scope
-    or audience any active token, a browser user's too, would be one. README.md's example has it."""
-    assert _faults(CONTRACT) == [
-        Fault(
-            "/credentials/checkout/expose_to",
-            "'reports-backend' takes any token its server calls active, a browser user's too; give "
-            "it the scope or the audience that only services get",
-        )
     ]
 
 
@@ -629,7 +612,7 @@ def test_any_tree_is_a_snapshot_or_a_config_error(tree: dict[str, JSON]) -> None
 def test_a_good_file_with_one_part_replaced(data: st.DataObject) -> None:
     """Any node of the contract's example, put in the place of which stands anything: a Snapshot or
     a ConfigError with faults."""
-    tree: Any = read_yaml(_contract())
+    tree: Any = read_yaml(CONTRACT)
     at = tree
     while True:
         step = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
@@ -663,7 +646,7 @@ def test_the_schema_is_one_and_takes_the_contracts_example() -> None:
     schema = json.loads(json.dumps(_schema()))
     jsonschema.Draft202012Validator.check_schema(schema)
     checker = jsonschema.Draft202012Validator(schema)
-    for text in (_contract(), CONTRACT, SMALL, _with(NMI, BY_REQUEST)):
+    for text in (CONTRACT, CONTRACT, SMALL, _with(NMI, BY_REQUEST)):
         assert [error.json_path for error in checker.iter_errors(read_yaml(text))] == []
     lists = _tree(credentials__c={"token_url": "https://x", "client_id": {"env": "A"},
                                   "client_secret": [{"env": "B"}, {"file": "C"}]},

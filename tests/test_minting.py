@@ -924,3 +924,60 @@ async def test_a_name_upstream_stays_in_its_path_segment(told: Broker, acme: Fak
             asked = await told.post("/v1/sessions/actions/status", shown)
             assert problem(asked) == "action-not-allowed"
     assert all(method == "POST" for method, _, _ in acme.calls)
+
+
+@pytest.mark.parametrize(
+    ("told_of", "extra", "status"),
+    [
+        ({"sub": "reports", "client_id": "reports"}, "", 200),
+        ({"sub": "reports", "client_id": "reports", "username": "reports"}, "", 200),
+        ({"sub": "ada", "client_id": "shop"}, "", 403),
+        ({"sub": "ada", "username": "ada"}, "", 403),
+        ({"sub": "ada", "client_id": "ada", "username": "Ada Lovelace"}, "", 403),
+        ({"sub": "ada"}, "", 403),
+        ({"sub": "reports", "scope": "a tokens"}, "scope: tokens", 200),
+        ({"sub": "ada", "scope": "a b"}, "scope: tokens", 401),
+    ],
+)
+def test_a_persons_token_gets_no_access_token(
+    told_of: dict[str, str], extra: str, status: int
+) -> None:
+    """Where introspection vouches for people and services alike, only a client's own token gets an
+    access token; where the configuration names the services' scope, that decides."""
+
+    def upstreams(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/introspect":
+            return httpx2.Response(200, json={"active": True, **told_of})
+        answer = {"access_token": "at", "token_type": "Bearer", "expires_in": 3600, "scope": "make"}
+        return httpx2.Response(200, json=answer)
+
+    config = (
+        CONFIG.replace(
+            "callers:\n",
+            f"""callers:
+  reports-backend:
+    type: introspection
+    url: https://login.example/introspect
+    client_id: {{env: NMI_KEY}}
+    client_secret: {{env: NMI_KEY}}
+    {extra}
+""",
+            1,
+        )
+        + """
+credentials:
+  acme:
+    token_url: https://login.acme.example/token
+    client_id: {env: NMI_KEY}
+    client_secret: {env: NMI_KEY}
+    expose_to: [reports-backend]
+"""
+    )
+
+    async def story() -> None:
+        async with broker(config, upstreams) as told:
+            headers = {"authorization": "Bearer opaque-token"}
+            answer = await told.client.get("/v1/access-tokens/acme", headers=headers)
+            assert answer.status_code == status, answer.text
+
+    run(story())
