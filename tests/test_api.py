@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 import uuid
 from typing import Any
 
 import httpx2
 import pytest
+from blockbuster import BlockingError, blockbuster_ctx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -520,5 +522,31 @@ def test_no_request_is_a_defect(path: str, content: bytes, headers: dict[str, st
             raw["authorization"] = f"Bearer {told.jwt()}".encode()
             answer = await told.client.post(path, content=content, headers=raw)
             assert answer.status_code < 500
+
+    asyncio.run(story())
+
+
+@with_broker
+async def test_nothing_blocks_the_loop(told: Broker) -> None:
+    """Minting, rotating, ending and refusing make no blocking call (a scrape reads /proc, which is
+    no disk)."""
+    with blockbuster_ctx(scanned_modules=["broker"]):
+        handle = (await told.mint(idempotency_key="k")).json()["handle"]
+        for answer in (
+            await told.rotate(handle),
+            await told.end(handle),
+            await told.mint(token="bad"),
+            await told.mint(origin="https://evil.example"),
+            await told.ops.get("/readyz"),
+        ):
+            assert answer.status_code < 500
+
+
+def test_a_blocking_call_would_be_seen() -> None:
+    """The test above can fail."""
+
+    async def story() -> None:
+        with blockbuster_ctx(), pytest.raises(BlockingError):
+            time.sleep(0.001)
 
     asyncio.run(story())
