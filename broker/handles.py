@@ -8,7 +8,6 @@ text: a stranger learns nothing, and a page does the right thing, which is to mi
 
 from __future__ import annotations
 
-import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +34,8 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """One link of a chain. id: this link's own name. caller, subject: whom it was made for.
+    """One link of a chain. id: this link's own name, a UUID. chain: the name of its first link.
+    caller, subject: whom it was made for.
 
     bound: digest of what the grant took from the caller. session_id: the upstream's name for the
     session, where it has one. Instants are aware UTC, whole seconds.
@@ -52,11 +52,6 @@ class Handle:
     bound: str
     session_id: str | None
     parameters: Mapping[str, JSON]
-
-
-def new_id() -> str:
-    """128 random bits, as 22 characters."""
-    return secrets.token_urlsafe(16)
 
 
 class Seal:
@@ -134,10 +129,10 @@ def _read(plain: bytes) -> Handle:
 def first_link(
     grant: Grant, session_id: str | None, *, issued_at: datetime, expires_at: datetime
 ) -> Handle:
-    """The handle of a new chain's first session."""
+    """The handle of a new chain's first session, after which the chain is named."""
     return Handle(
-        id=new_id(),
-        chain=new_id(),
+        id=grant.facts.unique,
+        chain=grant.facts.unique,
         profile=grant.profile,
         caller=grant.caller.name,
         subject=grant.caller.subject,
@@ -166,7 +161,7 @@ def next_link(
     """The handle of the successor, in the same chain."""
     return replace(
         before,
-        id=new_id(),
+        id=grant.facts.unique,
         issued_at=issued_at,
         expires_at=expires_at,
         session_id=session_id,

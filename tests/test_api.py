@@ -390,7 +390,7 @@ async def test_one_audit_line_for_each_request(told: Broker) -> None:
     first.pop("timestamp")
     assert first.pop("duration") >= 0
     uuid.UUID(first.pop("request_id"))
-    assert len(first.pop("chain")) == 22
+    assert uuid.UUID(first.pop("chain"))
     assert first == {
         "event": "request",
         "operation": "mint",

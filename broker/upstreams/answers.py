@@ -6,6 +6,7 @@ upstream gets into an error. A token whose end is unknown, unreadable or past is
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
@@ -113,11 +114,17 @@ def _instant(value: JSON, kind: str) -> datetime:
         raise UpstreamNonsense("The upstream's expiry cannot be read.") from None
 
 
+@functools.lru_cache(maxsize=16)
+def _date(text: str) -> datetime:
+    """A Date field, parsed once a second and not once a mint."""
+    at = parsedate_to_datetime(text)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
 def _reference(answer: Answer, wall: datetime) -> datetime:
     """The clock that an absolute expiry was made with: the upstream's where ours differs."""
     try:
-        theirs = parsedate_to_datetime(answer.headers["date"])
+        theirs = _date(answer.headers["date"])
     except (KeyError, ValueError, TypeError, IndexError, OverflowError):
         return wall
-    theirs = theirs if theirs.tzinfo else theirs.replace(tzinfo=UTC)
     return theirs if abs(theirs - wall) > _SKEW else wall
