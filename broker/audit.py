@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import orjson
 import structlog
@@ -129,12 +129,13 @@ class _Lines:
     """Lines on their way to a stream. A full disk, a closed pipe or a reader that stands still
     loses lines, and nothing else."""
 
-    def __init__(self, file: IO[bytes], most: int = 10_000) -> None:
-        """most: lines that may wait; at a kilobyte each they are 10 MB."""
+    def __init__(self, file: IO[bytes] | None, most: int = 10_000) -> None:
+        """file: None loses every line (a process started without the stream). most: lines that may
+        wait; at a kilobyte each they are 10 MB."""
         self.lost = 0
         self._file = file
         try:
-            self._descriptor = file.fileno()
+            self._descriptor = file.fileno() if file is not None else -1
         except (AttributeError, OSError, ValueError):
             self._descriptor = -1  # memory, which never stands still
         self._most = most
@@ -187,11 +188,18 @@ class _Lines:
 
     def _send(self, data: bytes) -> None:
         """Past Python's buffer, whose lock a writer that stands still would hold at exit."""
+        if self._file is None:
+            raise OSError("no stream")
         if self._descriptor < 0:
             self._file.write(data)
             return
         while data:
             data = data[os.write(self._descriptor, data) :]
+
+
+def _stream(standard: TextIO | None) -> IO[bytes] | None:
+    """A standard stream's bytes; None where the process was started without it."""
+    return standard.buffer if standard is not None else None
 
 
 class AuditLog:
@@ -200,7 +208,7 @@ class AuditLog:
     all the same."""
 
     def __init__(self, file: IO[bytes] | None = None) -> None:
-        self._lines = _Lines(file if file is not None else sys.stdout.buffer)
+        self._lines = _Lines(file if file is not None else _stream(sys.stdout))
 
     @property
     def lost(self) -> int:
@@ -233,7 +241,7 @@ def _message(record: logging.LogRecord) -> str:
 
 def configure_logging(file: IO[bytes] | None = None, level: int = logging.INFO) -> None:
     """Everything that is not an audit line, ours and the libraries', as JSON on standard error."""
-    lines = _Lines(file if file is not None else sys.stderr.buffer)
+    lines = _Lines(file if file is not None else _stream(sys.stderr))
     atexit.register(lines.flush)
     shared: list[Any] = [
         structlog.processors.add_log_level,
@@ -269,3 +277,5 @@ def configure_logging(file: IO[bytes] | None = None, level: int = logging.INFO) 
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.WARNING)
+    # It warns of each malformed request, which strangers can send at will; those are counted.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

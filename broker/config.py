@@ -171,7 +171,8 @@ class _Reading:
 
     def _people(self, top: ConfigFile) -> None:
         """Somebody may ask, for something, and only people that there are."""
-        if not self.tree.get("callers") and not top.insecure_anonymous:
+        anonymous = bool(self.tree.get("insecure_anonymous"))
+        if not self.tree.get("callers") and not anonymous:
             self.fault(
                 "/callers",
                 "nobody could ask for anything; add a caller, or insecure_anonymous: true to let "
@@ -229,7 +230,7 @@ class _Reading:
                 self.fault(f"{at}/min_remaining", f"no session of this preset lives {most:g}s")
             if profile.rotation and file.reuse is Reuse.SINGLE_USE:
                 self.fault(f"{at}/rotation", "sessions of this preset are for one use; remove it")
-            if not top.keys and profile.gives_handles and not self._faulty("/keys"):
+            if not self.tree.get("keys") and profile.gives_handles and not self._faulty("/keys"):
                 self.fault(
                     "/keys",
                     "a profile gives out handles, which are sealed: name a key file with 32 bytes "
@@ -238,7 +239,9 @@ class _Reading:
 
     def _server(self, server: Server) -> None:
         public, ops = server.public, server.ops
-        if public.port and (public.host, public.port) == (ops.host, ops.port):
+        anywhere = {public.host, ops.host} & {"0.0.0.0", "::"}  # noqa: S104  (compared, not bound)
+        same = public.host == ops.host or anywhere
+        if public.port and public.port == ops.port and same:
             self.fault(
                 "/server/ops/port", "is the public listener's; metrics need one of their own"
             )

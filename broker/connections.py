@@ -18,9 +18,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MOST_HEAD = 65536
 """Bytes of request line and header fields: a JWT and a cookie of 16 KiB each, and as much again."""
 MOST_FIELDS = 100
-HEAD_SECONDS = 10.0
-"""From the first byte, or from the connection, to the end of the header fields."""
+REQUEST_SECONDS = 10.0
+"""From the connection, or the first byte of a later request, to a request's last byte."""
 _SPARE_DESCRIPTORS = 64
+_BODY = (b"content-length", b"transfer-encoding")
 
 _FACES = {
     400: (b"400 Bad Request", b"malformed-request", b"Malformed request"),
@@ -63,22 +64,29 @@ class _Joined:
         self._transport.close()
 
 
-class _Oversized(Exception):
-    """Ends the parsing of a head that is too large."""
+class _Unwelcome(Exception):
+    """Ends the parsing of a request that will not be served."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol for one connection, within bounds; see `bounded`."""
+    """uvicorn's protocol for one connection, within bounds; see `bounded`.
+
+    A request has a deadline from its first byte to its last, and so have line breaks that are
+    sent instead of one; only a connection on which nothing is said may be idle.
+    """
 
     most: int
+    most_body: int
     refused: Callable[[str], None]
 
     _turned_away = False
     _in_head = True
+    _between = True
+    _began = _ended = False
     _oversized = False
-    _head_bytes = 0
-    _fields = 0
+    _bytes = _head_bytes = _fields = 0
     _deadline: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         if len(self.connections) >= self.most:
@@ -87,45 +95,84 @@ class BoundedProtocol(HttpToolsProtocol):
             transport.abort()
             return
         super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self._late)
+        self._deadline = self.loop.call_later(REQUEST_SECONDS, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._turned_away:
             return
         self._in_time()
+        self._reads_again()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._turned_away:
+        if self._turned_away or self.transport.is_closing():
             return
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD:
-                self._oversized = True
-                self.send_400_response("")
-                return
+        self._began = self._ended = False
         super().data_received(data)
-        if not self._in_head:
-            self._in_time()
-        elif self._deadline is None and not self.transport.is_closing():
-            self._deadline = self.loop.call_later(HEAD_SECONDS, self._late)
+        if self.transport.is_closing():
+            return
+        if self._ended and self._between:
+            self._in_time()  # a request came whole, and nothing behind it
+            return
+        if not self._began:
+            self._bytes += len(data)
+            if self._bytes > (MOST_HEAD if self._in_head else self.most_body):
+                self._too_large()
+                return
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_SECONDS, self._late)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
-        self._head_bytes = self._fields = 0
+        self._between, self._in_head, self._began = False, True, True
+        self._bytes = self._head_bytes = self._fields = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
         self._head_bytes += len(name) + len(value)
-        if self._fields > MOST_FIELDS or self._head_bytes > 2 * MOST_HEAD:
+        if self._fields > MOST_FIELDS or self._head_bytes > MOST_HEAD:
             self._oversized = True
-            raise _Oversized
+            raise _Unwelcome
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._bytes = False, 0
+        if self.parser.should_upgrade() and any(name in _BODY for name, _ in self.headers):
+            raise _Unwelcome  # the parser would stop here, and the body be taken for empty
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._between = self._in_head = self._ended = True
+        self._bytes = 0
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(REQUEST_SECONDS, self._stalled)
+
+    def resume_writing(self) -> None:
+        self._reads_again()
+        super().resume_writing()
+
+    def _stalled(self) -> None:
+        """Who does not read what was asked for holds a place that others want. Not `close()`, which
+        waits until all is read."""
+        type(self).refused("stalled")
+        self.transport.abort()
+
+    def _reads_again(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _too_large(self) -> None:
+        """A head gets an answer; behind it the app has answered, or will not be waited for."""
+        if self._in_head:
+            self._oversized = True
+            self.send_400_response("")
+            return
+        type(self).refused("oversized")
+        self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be read as a request gets a problem too, and the connection ends."""
@@ -143,7 +190,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _late(self) -> None:
         self._deadline = None
         type(self).refused("slow")
-        self.transport.close()
+        self.transport.abort()
 
     def _in_time(self) -> None:
         if self._deadline is not None:
@@ -151,6 +198,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = None
 
 
-def bounded(most: int, refused: Callable[[str], None]) -> type[BoundedProtocol]:
-    """The protocol class for one listener. refused: counts, by full, slow, oversized, malformed."""
-    return type("Bounded", (BoundedProtocol,), {"most": most, "refused": staticmethod(refused)})
+def bounded(most: int, most_body: int, refused: Callable[[str], None]) -> type[BoundedProtocol]:
+    """The protocol class for one listener.
+
+    most: connections. most_body: bytes behind a head, chunk framing and trailers included.
+    refused: counts, by full, slow, stalled, oversized, malformed.
+    """
+    members = {"most": most, "most_body": most_body, "refused": staticmethod(refused)}
+    return type("Bounded", (BoundedProtocol,), members)

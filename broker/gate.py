@@ -192,7 +192,8 @@ class Gate:
                 address = ipaddress.ip_address(hop)
             except ValueError:
                 return host
-            host = hop
+            address = getattr(address, "ipv4_mapped", None) or address  # of a dual-stack socket
+            host = str(address)
             if not any(address in network for network in self._proxies):
                 break
         return host

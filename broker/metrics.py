@@ -133,7 +133,7 @@ class Metrics:
             self._below(kind, source).inc()
 
     def connection_refused(self, reason: str) -> None:
-        """reason: full, slow, oversized or malformed."""
+        """reason: full, slow, stalled, oversized or malformed."""
         self._turned_away.labels(reason).inc()
 
     def serves(self, kind: str, source: str) -> None:

@@ -20,7 +20,7 @@ import structlog
 import uvicorn
 
 from broker.app import App
-from broker.connections import BoundedProtocol, bounded, most_connections
+from broker.connections import MOST_HEAD, BoundedProtocol, bounded, most_connections
 from broker.file import Listener
 
 _log = structlog.get_logger("serving")
@@ -160,8 +160,10 @@ async def serve(
     idle = settings.keep_alive.total_seconds()
     most = most_connections(settings.max_connections, app.snapshot.max_connections)
     refused = app.metrics.connection_refused
-    outer = Listening(app.public, public, bounded(most, refused), idle=idle, grace=grace)
-    inner = Listening(app.ops, ops, bounded(_OPS_CONNECTIONS, refused), idle=5, grace=1)
+    outside = bounded(most, 4 * settings.max_body_bytes + MOST_HEAD, refused)
+    inside = bounded(_OPS_CONNECTIONS, MOST_HEAD, refused)
+    outer = Listening(app.public, public, outside, idle=idle, grace=grace)
+    inner = Listening(app.ops, ops, inside, idle=5, grace=1)
     try:
         async with inner.opened() as ops_task, outer.opened() as public_task:
             app.warm()

@@ -24,11 +24,12 @@ class Served:
         self.port = port
         self.refused: list[str] = []
         self.requests = 0
+        self.body = b"hello " * 1000
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         self.requests += 1
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"hello " * 1000})
+        await send({"type": "http.response.body", "body": self.body})
 
     async def say(self, *parts: bytes) -> bytes:
         """Sends the parts and reads until the other end closes."""
@@ -37,6 +38,7 @@ class Served:
             for part in parts:
                 writer.write(part)
                 await writer.drain()
+                await asyncio.sleep(0.05)  # so that parts come as parts
         try:
             return await reader.read()
         except ConnectionError:
@@ -55,7 +57,7 @@ async def close(writer: asyncio.StreamWriter) -> None:
 async def served(most: int = 100) -> AsyncIterator[Served]:
     sock = bind(Listener(host="127.0.0.1", port=0))
     told = Served(sock.getsockname()[1])
-    protocol = bounded(most, told.refused.append)
+    protocol = bounded(most, 65536, told.refused.append)
     async with Listening(told.app, sock, protocol, idle=5, grace=1).opened():
         yield told
 
@@ -127,7 +129,7 @@ def test_who_does_not_finish_the_head_is_closed(
     said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing, half a line, half a head: after the deadline the connection is closed."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.2)
 
     async def story() -> None:
         async with served() as told:
@@ -139,13 +141,121 @@ def test_who_does_not_finish_the_head_is_closed(
 
 def test_a_second_request_has_the_same_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kept connection may be idle, but once it begins a request it must finish the head."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.2)
 
     async def story() -> None:
         async with served() as told:
             answer = await told.say(GET + b"\r\n", GET)
             assert answer.count(b"HTTP/1.1 200 OK") == 1
             assert told.refused == ["slow"]
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nha",
+    ],
+    ids=["line breaks", "half a body", "half a chunk"],
+)
+@pytest.mark.parametrize("before", [b"", GET + b"\r\n"], ids=["first", "later"])
+def test_who_does_not_finish_a_request_is_closed(
+    before: bytes, said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line breaks instead of a request, or a body without its end: closed after the deadline, on a
+    new connection as on one that was used."""
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.3)
+
+    async def story() -> None:
+        async with served() as told:
+            await told.say(*([before, said] if before else [said]))
+            assert told.refused == ["slow"]
+
+    run(story())
+
+
+def test_a_kept_connection_may_be_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is said, the deadline does not run: the keep-alive time does."""
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.1)
+
+    async def story() -> None:
+        async with served() as told:
+            reader, writer = await asyncio.open_connection("127.0.0.1", told.port)
+            for _ in range(2):
+                writer.write(GET + b"\r\n")
+                assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                await asyncio.sleep(0.3)
+            await close(writer)
+            assert told.refused == []
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [b"5\r\nhello\r\n0\r\nx-a: " + b"a" * (5 << 20), b"fffff\r\n" + b"a" * (5 << 20)],
+    ids=["an endless trailer", "a large chunk"],
+)
+def test_what_comes_behind_a_head_is_bounded(behind: bytes) -> None:
+    """Trailers and chunks beyond the bound end the connection, whatever the app does with them."""
+
+    async def story() -> None:
+        async with served() as told:
+            head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+            await told.say(head, behind)
+            assert told.refused == ["oversized"]
+
+    run(story())
+
+
+@pytest.mark.parametrize("size", [100, 50_000, 100_000, 200_000])
+def test_a_body_is_not_counted_as_head(size: int) -> None:
+    """However head and body fall into packets, a body within its bound is served."""
+
+    async def story() -> None:
+        async with served() as told:
+            body = b"a" * min(size, 65536)
+            head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+            answer = await told.say(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+    run(story())
+
+
+def test_who_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that pile up unread end their connection, and give their places back."""
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.3)
+
+    async def story() -> None:
+        async with served() as told:
+            told.body = b"a" * (50 << 20)
+            _, writer = await asyncio.open_connection("127.0.0.1", told.port, limit=1024)
+            writer.write(GET + b"\r\n")
+            for _ in range(100):
+                if told.refused:
+                    break
+                await asyncio.sleep(0.05)
+            assert told.refused == ["stalled"]
+            await close(writer)
+
+    run(story())
+
+
+def test_a_body_behind_an_upgrade_is_not_lost() -> None:
+    """A request that offers h2c with a body is refused, not served as though it had none; one
+    without a body is served."""
+
+    async def story() -> None:
+        async with served() as told:
+            offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\n"
+            answer = await told.say(
+                b"POST / HTTP/1.1\r\nhost: x\r\n" + offer + b"content-length: 2\r\n\r\n{}"
+            )
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert told.requests == 0
 
     run(story())
 
