@@ -102,6 +102,16 @@ def fill_tree(tree: JSON, values: Mapping[str, JSON]) -> JSON:
     return tree
 
 
+def value_at(tree: JSON, at: str) -> JSON:
+    """The value at a JSON Pointer through objects, ABSENT where there is none."""
+    for step in at.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if not isinstance(tree, dict) or name not in tree:
+            return ABSENT
+        tree = tree[name]
+    return tree
+
+
 def holes_in(tree: Any) -> Iterator[str]:
     """Every hole's name, in order."""
     if isinstance(tree, Template):

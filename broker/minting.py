@@ -26,12 +26,11 @@ from broker.flights import Flights, Spawn
 from broker.handles import MOST_PARAMETERS, Handle, Seal, first_link, next_link
 from broker.limits import RateLimits
 from broker.metrics import Metrics
-from broker.model import JSON, AccessToken, Caller, ComponentSession, Facts, Grant
+from broker.model import JSON, AccessToken, Caller, ComponentSession, Facts, Grant, SessionSource
 from broker.schedule import Clock, floor_of, refresh_point
 from broker.snapshot import ANONYMOUS, Profile, Snapshot
 from broker.state import Answered, State
 from broker.tokens import Cached
-from broker.upstreams.preset import Upstream
 
 MAY_BE_SET_BACK = 86400.0
 """Seconds that things with a wall-clock end are remembered beyond it, should that clock be set."""
@@ -69,7 +68,7 @@ class Minting:
         self,
         snapshot: Snapshot,
         *,
-        sources: Mapping[str, Upstream],
+        sources: Mapping[str, SessionSource],
         tokens: Mapping[str, Cached],
         seal: Seal,
         state: State,

@@ -12,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.errors import UpstreamNonsense
+from broker.holes import value_at
 from broker.model import ComponentSession, Secret
 from broker.presets import parse_preset
-from broker.upstreams.answers import at, session_of
+from broker.upstreams.answers import session_of
 from broker.upstreams.transport import Answer
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -191,11 +192,11 @@ def test_bodies_that_are_no_session(index: int) -> None:
 def test_a_pointer_goes_through_objects_only() -> None:
     """A list or text on the way, or a missing step, is "not there"; null is a value."""
     tree = {"a": {"b": None, "": 1}, "l": [1], "s": "text"}
-    assert at(tree, "/a/b") is None
-    assert at(tree, "/a/") == 1
-    missing = at(tree, "/nothing")
+    assert value_at(tree, "/a/b") is None
+    assert value_at(tree, "/a/") == 1
+    missing = value_at(tree, "/nothing")
     for pointer in ("/l/0", "/s/0", "/a/b/c", "/a/x"):
-        assert at(tree, pointer) is missing
+        assert value_at(tree, pointer) is missing
 
 
 JSON = st.recursive(

@@ -593,6 +593,29 @@ def test_cold_and_down() -> None:
     run(body)
 
 
+def test_a_failed_load_is_tried_again_soon() -> None:
+    """An authority that comes up late costs seconds, not a whole cool-down; one that stays down is
+    asked less and less often."""
+
+    async def body() -> None:
+        house = House()
+        house.shop.status = 500
+        for n in range(120):
+            with pytest.raises(UpstreamUnavailable):
+                await house.bearer(jwt(n=n))
+            house.clock.pass_(0.5)
+        assert 4 <= house.calls("/keys") <= 9
+        late = House()
+        late.shop.status = 500
+        with pytest.raises(UpstreamUnavailable):
+            await late.bearer(jwt())
+        late.shop.status = 200
+        late.clock.pass_(1)
+        assert (await late.bearer(jwt())).subject == "alice"
+
+    run(body)
+
+
 DISCOVERED = {n: v for n, v in JWT_ENTRY.items() if n != "jwks_url"}
 
 

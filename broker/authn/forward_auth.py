@@ -24,6 +24,7 @@ from broker.authn.proof import (
 from broker.errors import Unauthenticated
 from broker.file import ForwardAuthCaller
 from broker.flights import Flights, Spawn
+from broker.holes import ABSENT, value_at
 from broker.model import JSON, Caller
 from broker.schedule import Clock
 from broker.strict import Unreadable
@@ -92,10 +93,11 @@ class ForwardAuth:
         return caller
 
     def _caller(self, tree: JSON) -> Caller:
-        subject = _at(tree, self._entry.subject)
+        subject = value_at(tree, self._entry.subject)
         if not is_subject(subject):
             raise Unreadable(f"subject is no text of 1 to {MOST_SUBJECT} printable characters")
-        claims = _at(tree, self._entry.claims)
+        claims = value_at(tree, self._entry.claims)
+        claims = None if claims is ABSENT else claims
         if claims is not None and not isinstance(claims, dict):
             raise Unreadable("claims is no object")
         return Caller(self.name, subject, claims or {})
@@ -111,12 +113,3 @@ class ForwardAuth:
         if self._cookies:
             return "; ".join(p for p in pairs if p.split("=", 1)[0].rstrip() in self._cookies)
         return "; ".join(p for p in pairs if _SENDABLE.fullmatch(p))
-
-
-def _at(tree: JSON, pointer: str) -> JSON:
-    """The value at a JSON Pointer (RFC 6901) through objects; None where there is none."""
-    for step in pointer.split("/")[1:]:
-        if not isinstance(tree, dict):
-            return None
-        tree = tree.get(step.replace("~1", "/").replace("~0", "~"))
-    return tree

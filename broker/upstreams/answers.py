@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from broker.errors import UpstreamNonsense
-from broker.holes import ABSENT, fill_tree
+from broker.holes import ABSENT, fill_tree, value_at
 from broker.model import JSON, ComponentSession, Life, Secret
 from broker.presets import Expiry, PresetFile
 from broker.schedule import rfc3339
@@ -33,10 +33,10 @@ def session_of(file: PresetFile, answer: Answer, sent: float, wall: datetime) ->
     """
     tree = tree_of(answer)
     shape = file.answer
-    token = at(tree, shape.token)
+    token = value_at(tree, shape.token)
     if not (isinstance(token, str) and 0 < len(token) <= _MOST_TOKEN and token.isprintable()):
         raise UpstreamNonsense("The upstream's answer has no token.")
-    name = at(tree, shape.id) if shape.id else None
+    name = value_at(tree, shape.id) if shape.id else None
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= 255):
         raise UpstreamNonsense("The upstream's answer has no session id.")
     life = _life(file.answer.expiry, tree, answer, sent, wall)
@@ -56,7 +56,7 @@ def session_of(file: PresetFile, answer: Answer, sent: float, wall: datetime) ->
 
 def _life(expiry: Expiry, tree: JSON, answer: Answer, sent: float, wall: datetime) -> Life:
     """How long the session is good, counted from when it was asked for."""
-    value = at(tree, expiry.at) if expiry.at else ABSENT
+    value = value_at(tree, expiry.at) if expiry.at else ABSENT
     if value is ABSENT or value is None:
         if expiry.default is None:
             raise UpstreamNonsense("The upstream's answer has no expiry.")
@@ -78,15 +78,6 @@ def tree_of(answer: Answer) -> JSON:
         raise UpstreamNonsense("The upstream's answer is not JSON.", cause=exc.reason) from None
     if not isinstance(tree, dict):
         raise UpstreamNonsense("The upstream's answer is not a JSON object.")
-    return tree
-
-
-def at(tree: JSON, pointer: str) -> JSON:
-    """The value at a pointer, ABSENT where there is none."""
-    for step in pointer.split("/")[1:]:
-        if not isinstance(tree, dict) or step not in tree:
-            return ABSENT
-        tree = tree[step]
     return tree
 
 

@@ -26,7 +26,7 @@ from broker.errors import (
     UpstreamUnavailable,
     outcome_of,
 )
-from broker.holes import ABSENT, Template, fill_tree
+from broker.holes import ABSENT, Template, fill_tree, value_at
 from broker.keyring import Keyring
 from broker.metrics import Metrics
 from broker.model import (
@@ -41,7 +41,7 @@ from broker.model import (
 from broker.presets import Request
 from broker.schedule import Clock, parse_retry_after
 from broker.snapshot import Profile
-from broker.upstreams.answers import at, session_of, tree_of
+from broker.upstreams.answers import session_of, tree_of
 from broker.upstreams.transport import Answer, Transport
 
 _log = structlog.get_logger("upstream")
@@ -118,7 +118,7 @@ class Upstream:
         def parse(answer: Answer) -> tuple[int, dict[str, JSON]]:
             self._expect(answer, action.statuses, action.conflict)
             tree = tree_of(answer) if action.output else {}
-            found = {label: at(tree, pointer) for label, pointer in action.output.items()}
+            found = {label: value_at(tree, pointer) for label, pointer in action.output.items()}
             return answer.status, {k: v for k, v in found.items() if v is not ABSENT}
 
         return await self._call(f"action_{name}", action.request, values, parse)
