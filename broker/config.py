@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from broker.declared import faults_of, plain_http, pointer, secret_hint
+from broker.declared import plain_http
 from broker.errors import ConfigError, Fault
+from broker.faults import faults_of, pointer, secret_hint
 from broker.file import (
     CALLERS,
     CallerEntry,

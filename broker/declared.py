@@ -1,14 +1,13 @@
 """The small vocabulary in which settings, parameters and action data are declared, and its checks.
 
 A preset declares what a profile may set, a profile what a request may carry, both in the same
-words; pydantic does the checking, built once at load. Reasons given here never quote a value, and
-member names only when they were declared: what a stranger sends is not echoed.
+words; pydantic does the checking, built once at load.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal, NotRequired, Required, Self
 from urllib.parse import urlsplit
@@ -25,10 +24,11 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import ErrorDetails, SchemaError, core_schema
+from pydantic_core import SchemaError, core_schema
 from typing_extensions import TypedDict
 
 from broker.errors import Fault
+from broker.faults import faults_of
 from broker.holes import Template, is_template
 from broker.model import JSON
 from broker.schedule import parse_duration
@@ -286,63 +286,3 @@ class Checked:
 
     def json_schema(self) -> dict[str, Any]:
         return self._adapter.json_schema()
-
-
-def pointer(*steps: str | int) -> str:
-    """A JSON Pointer (RFC 6901) of these steps."""
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
-
-
-def faults_of(
-    exc: ValidationError, at: str = "", declared: Mapping[str, Declared] | None = None
-) -> list[Fault]:
-    """pydantic's findings in our words, each place once, without any value of the input.
-
-    With `declared`, the input is a stranger's, and members that were not declared go unnamed.
-    """
-    found: dict[tuple[str, str], None] = {}
-    for error in exc.errors(include_url=False, include_context=True, include_input=False):
-        steps = [str(step) for step in error["loc"]]
-        if error["type"] == "extra_forbidden" and declared is not None:
-            names = ", ".join(declared) if len(steps) == 1 else ""
-            hint = f"; declared: {names}" if names else "; none declared" if len(steps) == 1 else ""
-            fault = (at + pointer(*steps[:-1]), "has a member that is not declared" + hint)
-        else:
-            fault = (at + pointer(*steps), _reason(error))
-        found[fault] = None
-    return [Fault(*fault) for fault in found]
-
-
-_WORDS = {
-    "missing": "is required",
-    "extra_forbidden": "is not a known key",
-    "model_type": "must be a mapping",
-    "typed_dict_type": "must be an object",
-    "dict_type": "must be a mapping",
-    "list_type": "must be a list",
-    "string_type": "must be text",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_pattern_mismatch": "does not have the form that is asked for",
-    "union_tag_invalid": "is not one of the known types",
-}
-
-
-def _reason(error: ErrorDetails) -> str:
-    if error["type"] in ("value_error", "assertion_error"):
-        return str(error["msg"]).split(", ", 1)[-1]
-    if error["type"] in _WORDS:
-        return _WORDS[error["type"]]
-    return str(error["msg"]).replace("Input should be", "must be").replace("String should", "must")
-
-
-def secret_hint(faults: Sequence[Fault], secrets: Sequence[str]) -> list[Fault]:
-    """Says what to write where a secret was given inline or in another form than a reference."""
-    text = "a secret is given as {file: PATH} or {env: NAME}, never inline"
-    return [
-        Fault(f.pointer, text)
-        if f.reason == "must be a mapping" and f.pointer.rsplit("/", 1)[-1] in secrets
-        else f
-        for f in faults
-    ]

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from broker.declared import Checked, SecretRef, pointer, secret_hint
+from broker.declared import Checked, SecretRef
 from broker.errors import Fault
+from broker.faults import pointer, secret_hint
 from broker.file import ProfileEntry
 from broker.holes import Template, compile_tree, holes_in
 from broker.model import JSON

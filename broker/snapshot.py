@@ -11,7 +11,8 @@ from datetime import timedelta
 
 from limits import RateLimitItem
 
-from broker.declared import Checked, SecretRef, pointer
+from broker.declared import Checked, SecretRef
+from broker.faults import pointer
 from broker.file import CallerEntry, CredentialEntry, Rotation, Server
 from broker.model import JSON
 from broker.presets import Preset

@@ -18,7 +18,6 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
-from broker.declared import faults_of
 from broker.errors import (
     BrokerError,
     Fault,
@@ -29,6 +28,7 @@ from broker.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+from broker.faults import faults_of
 from broker.strict import Unreadable, read_json
 
 Header = tuple[bytes, bytes]

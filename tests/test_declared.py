@@ -17,14 +17,12 @@ from broker.declared import (
     SecretRef,
     Strict,
     Url,
-    faults_of,
     is_loopback,
     is_url,
     plain_http,
-    pointer,
-    secret_hint,
 )
 from broker.errors import Fault
+from broker.faults import faults_of, pointer, secret_hint
 from broker.holes import Template
 from broker.model import JSON
 

@@ -19,8 +19,8 @@ from broker.authn.introspection import Introspector
 from broker.authn.jwt_caller import JwtVerifier, unverified_jwt
 from broker.authn.keysets import HeldKeys, KeySource, LoadedKeys, read_keys, shared_key
 from broker.authn.proof import MOST_TOKEN, Asking, Proofs
-from broker.declared import pointer
 from broker.errors import ConfigError, Fault, Unauthenticated, UpstreamError
+from broker.faults import pointer
 from broker.file import CallerEntry, IntrospectionCaller, JwtCaller
 from broker.flights import Spawn, Tasks
 from broker.keyring import Keyring

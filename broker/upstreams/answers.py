@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from broker.errors import UpstreamNonsense
 from broker.holes import ABSENT, fill_tree, value_at
 from broker.model import JSON, ComponentSession, Life, Secret
-from broker.presets import Expiry, PresetFile
+from broker.presets.vocabulary import Expiry, PresetFile
 from broker.schedule import rfc3339
 from broker.strict import Unreadable, read_json
 from broker.upstreams.transport import Answer

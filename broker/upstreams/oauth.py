@@ -28,7 +28,6 @@ from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from joserfc import jwk
 from joserfc.errors import SecurityWarning
 
-from broker.declared import pointer
 from broker.errors import (
     BrokerError,
     ConfigError,
@@ -38,6 +37,7 @@ from broker.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from broker.faults import pointer
 from broker.file import CredentialEntry
 from broker.keyring import Keyring
 from broker.metrics import Metrics

@@ -10,45 +10,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
 
-import orjson
 import structlog
 
 from broker.errors import (
     ActionNotAllowed,
     BrokerError,
-    InternalError,
-    InvalidParameters,
     UpstreamNonsense,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnavailable,
     outcome_of,
 )
-from broker.holes import ABSENT, Template, fill_tree, value_at
+from broker.holes import ABSENT, value_at
 from broker.keyring import Keyring
 from broker.metrics import Metrics
 from broker.model import (
     JSON,
-    AccessToken,
     ComponentSession,
     Grant,
     Outcome,
-    Secret,
     TokenSource,
 )
-from broker.presets import Request
+from broker.presets.vocabulary import Request
 from broker.schedule import Clock, parse_retry_after
 from broker.snapshot import Profile
 from broker.upstreams.answers import session_of, tree_of
+from broker.upstreams.sending import Sender
 from broker.upstreams.transport import Answer, Transport
 
 _log = structlog.get_logger("upstream")
 V = TypeVar("V")
-_REFUSED_WAIT = 60.0
-"""Seconds after a new access token was refused too: it is not the token's age, and asking for more
-of them would only hammer the token endpoint."""
 
 
 class Upstream:
@@ -70,16 +62,16 @@ class Upstream:
         file = profile.preset.file
         self._file = file
         self._name = profile.name
-        self._base = profile.base_url
-        self._transport = transport
-        self._tokens = tokens if file.authorization.access_token else None
         self._clock = clock
         self._metrics = metrics
-        self._timeout = timeout
-        self._refused_until = float("-inf")
-        self._key: Secret | None = None
-        if file.authorization.secret is not None:
-            self._key = keyring.get(profile.secrets[file.authorization.secret])
+        self._sender = Sender(
+            profile,
+            keyring=keyring,
+            transport=transport,
+            tokens=tokens,
+            clock=clock,
+            timeout=timeout,
+        )
 
     async def session(self, grant: Grant) -> ComponentSession:
         """A new session. Raises UpstreamError."""
@@ -151,7 +143,7 @@ class Upstream:
         began = self._clock.monotonic()
         outcome = Outcome.INTERNAL
         try:
-            parsed = parse(await self._authorised(request, values))
+            parsed = parse(await self._sender.send(request, values))
             outcome = Outcome.OK
             return parsed
         except BrokerError as exc:
@@ -164,66 +156,6 @@ class Upstream:
             self._metrics.upstream_answered(
                 self._name, operation, outcome, self._clock.monotonic() - began
             )
-
-    async def _authorised(self, request: Request, values: Mapping[str, Any]) -> Answer:
-        """The call with our credential; once more where the access token proved dead."""
-        if self._tokens is None:
-            return await self._send(request, values, None)
-        token = await self._tokens.token()
-        sent = self._clock.monotonic()
-        answer = await self._send(request, values, token)
-        if answer.status != 401 or sent < self._refused_until:
-            return answer
-        self._tokens.forget(older_than=sent)
-        renewed = await self._tokens.token()
-        if renewed is not token:
-            answer = await self._send(request, values, renewed)
-        if answer.status == 401:
-            self._refused_until = self._clock.monotonic() + _REFUSED_WAIT
-        return answer
-
-    async def _send(
-        self, request: Request, values: Mapping[str, Any], token: AccessToken | None
-    ) -> Answer:
-        headers = {"accept": "application/json", "user-agent": "token-broker"}
-        for name, text in _texts(request.headers, values).items():
-            headers[name.lower()] = _header(text)
-        tree = fill_tree(request.json_, values) if request.json_ is not None else None
-        form = _texts(request.form, values) if request.form is not None else None
-        url = self._base + _path(request.path, values)
-        tree = self._authorise(headers, tree, values, token)
-        body: bytes | None = None
-        if form is not None:
-            body = urlencode(form).encode()
-            headers["content-type"] = "application/x-www-form-urlencoded"
-        elif tree is not None:
-            body = orjson.dumps(tree)
-            headers["content-type"] = "application/json"
-        return await self._transport.send(
-            request.method, url, headers=headers, body=body, timeout=self._timeout
-        )
-
-    def _authorise(
-        self,
-        headers: dict[str, str],
-        tree: JSON,
-        values: Mapping[str, Any],
-        token: AccessToken | None,
-    ) -> JSON:
-        """Puts the credential in last: into the headers, or into a copy of the body."""
-        how = self._file.authorization
-        if token is not None:
-            headers["authorization"] = f"Bearer {token.value.reveal()}"
-            return tree
-        assert self._key is not None  # noqa: S101  (Authorization has exactly one of the two)
-        if _filled(how.place, values) == "body":
-            for pointer in how.members:
-                tree = _with_member(tree, pointer.split("/")[1:], self._key.reveal())
-            return tree
-        name = str(_filled(how.header, values)).lower()
-        prefix = how.prefix if how.prefix is not None else "Bearer " * (name == "authorization")
-        headers[name] = prefix + self._key.reveal()
-        return tree
 
     def _expect(
         self, answer: Answer, good: list[int], conflict: tuple[int, ...] | list[int]
@@ -246,52 +178,3 @@ class Upstream:
 
 def _settings_values(settings: Mapping[str, JSON]) -> dict[str, Any]:
     return {f"settings.{name}": value for name, value in settings.items()}
-
-
-def _texts(members: Mapping[str, str | Template], values: Mapping[str, Any]) -> dict[str, str]:
-    """Header or form fields; one whose whole hole has no value is left out."""
-    filled = {name: _filled(text, values) for name, text in members.items()}
-    return {name: text for name, text in filled.items() if text is not None}
-
-
-def _filled(text: str | Template, values: Mapping[str, Any]) -> str | None:
-    """Text for a header, a form field or a path; None for a whole hole without a value."""
-    found = text.fill(values) if isinstance(text, Template) else text
-    if found is ABSENT:
-        return None
-    if isinstance(found, bool):
-        return "true" if found else "false"
-    if isinstance(found, int | float):
-        return str(found)
-    if not isinstance(found, str):
-        raise InternalError(cause=f"{text!r} is no text")
-    return found
-
-
-def _header(value: str) -> str:
-    if not (value.isascii() and value.isprintable()):
-        raise InvalidParameters("A value of this request cannot be sent upstream.", cause="header")
-    return value
-
-
-def _path(path: str | Template, values: Mapping[str, Any]) -> str:
-    """The path with its holes percent-encoded: each stays one segment, whatever it holds."""
-    if not isinstance(path, Template):
-        return path
-    coded: dict[str, str] = {}
-    for hole in path.holes:
-        value = values.get(hole, ABSENT)
-        if not isinstance(value, str | int) or str(value) in ("", ".", ".."):
-            raise ActionNotAllowed("This session cannot be named upstream.", cause=f"no {hole}")
-        coded[hole] = quote(str(value), safe="")
-    return str(path.fill(coded))
-
-
-def _with_member(tree: JSON, steps: list[str], value: str) -> JSON:
-    """A copy of `tree` with one member more; `tree` itself where the place is not there."""
-    if not isinstance(tree, dict):
-        return tree
-    step, *rest = steps
-    if not rest:
-        return {**tree, step: value}
-    return {**tree, step: _with_member(tree[step], rest, value)} if step in tree else tree
