@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from broker.audit import Record
 from broker.authn import Door, Presented
+from broker.callbacks import Callbacks
 from broker.chains import Chains
 from broker.errors import (
     BrokerError,
@@ -24,6 +25,7 @@ from broker.errors import (
     MethodNotAllowed,
     NotFound,
     OriginNotAllowed,
+    UnsupportedMediaType,
     UpstreamTimeout,
 )
 from broker.gate import note
@@ -34,6 +36,7 @@ from broker.shapes import ActBody, HandleBody, MintBody
 from broker.wire import (
     NO_STORE,
     Reply,
+    is_json,
     json_reply,
     min_fresh_of,
     new_uuid,
@@ -92,6 +95,7 @@ class Api:
         door: Door,
         minting: Minting,
         chains: Chains,
+        callbacks: Callbacks,
         clock: Clock,
         known: frozenset[str],
         credentials: frozenset[str],
@@ -103,6 +107,7 @@ class Api:
         self._door = door
         self._minting = minting
         self._chains = chains
+        self._callbacks = callbacks
         self._clock = clock
         self._known = known
         self._credentials = credentials
@@ -157,10 +162,23 @@ class Api:
             body.data,
             caller,
             self._facts(scope, record),
+            session_token=body.session_token,
         )
         if status == 204 or not answer:
             return Reply(204, headers=[NO_STORE])
         return json_reply(status, answer, NO_STORE)
+
+    async def callback(self, scope: Scope, receive: Receive, record: Record) -> Reply:
+        """What an upstream posts: proven by its signature, or not believed."""
+        name: str = scope["path_params"]["profile"]
+        fields = scope["fields"]
+        if name in self._known:
+            record.profile = name
+        raw = await read_body(fields, receive, self._max_body)
+        if not is_json(fields):
+            raise UnsupportedMediaType("The body must be application/json.")
+        record.source = await self._callbacks.receive(name, fields, raw)
+        return Reply(204, headers=[NO_STORE])
 
     async def access_token(self, scope: Scope, receive: Receive, record: Record) -> Reply:
         name: str = scope["path_params"]["credential"]
@@ -256,6 +274,7 @@ def public_app(api: Api, budget: float) -> Router:
             route("/v1/access-tokens/{credential}", "GET", "access_token", api.access_token),
             route("/v1/sessions/end", "POST", "end", api.end),
             route("/v1/sessions/actions/{action}", "POST", "act", api.act),
+            route("/v1/callbacks/{profile}", "POST", "callback", api.callback),
             route("/v1/openapi.json", "GET", "openapi", api.openapi),
         ],
         default=Endpoint("other", nowhere, budget),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from broker import __version__, openapi
 from broker.api import Api, public_app
 from broker.audit import AuditLog
 from broker.authn import Door
+from broker.callbacks import Callbacks
 from broker.chains import Chains
 from broker.errors import ConfigError, Fault
+from broker.faults import pointer
 from broker.file import ForwardAuthCaller
 from broker.flights import Tasks
 from broker.gate import Gate, Load, Origins
@@ -30,6 +33,8 @@ from broker.limits import RateLimits
 from broker.metrics import Metrics
 from broker.minting import Minting
 from broker.ops import ops_app
+from broker.presets import environment_of
+from broker.results import Results
 from broker.schedule import Clock, SystemClock
 from broker.snapshot import Profile, Snapshot, secret_refs
 from broker.state import State
@@ -69,6 +74,7 @@ class App:
         self._tasks = tasks = Tasks()
         keyring = Keyring(secret_refs(snapshot), base, env)
         seal = _seal(snapshot, keyring)
+        _environments(snapshot, keyring)
         self._transport = transport = transport or AiohttpTransport(
             tls=_tls(snapshot, base),
             max_connections=snapshot.max_connections,
@@ -98,13 +104,16 @@ class App:
             for name, profile in snapshot.profiles.items()
         }
         state = State(clock)
+        results = Results(state, self._audit)
+        rates = RateLimits(clock)
         minting = Minting(
             snapshot,
             sources=sources,
             tokens=tokens,
             seal=seal,
             state=state,
-            limits=RateLimits(clock),
+            limits=rates,
+            results=results,
             clock=clock,
             metrics=metrics,
             spawn=tasks.spawn,
@@ -115,6 +124,18 @@ class App:
             sources=sources,
             seal=seal,
             state=state,
+            results=results,
+            clock=clock,
+            metrics=metrics,
+            spawn=tasks.spawn,
+        )
+        callbacks = Callbacks(
+            snapshot,
+            sources=sources,
+            keyring=keyring,
+            results=results,
+            state=state,
+            limits=rates,
             clock=clock,
             metrics=metrics,
             spawn=tasks.spawn,
@@ -133,6 +154,7 @@ class App:
             door=door,
             minting=minting,
             chains=chains,
+            callbacks=callbacks,
             clock=clock,
             known=frozenset(snapshot.profiles),
             credentials=frozenset(snapshot.credentials),
@@ -189,6 +211,21 @@ def _seal(snapshot: Snapshot, keyring: Keyring) -> Seal:
     if faults:
         raise ConfigError(faults)
     return Seal([keyring.get(ref) for ref in snapshot.keys])
+
+
+def _environments(snapshot: Snapshot, keyring: Keyring) -> None:
+    """A key of one of an upstream's environments does not go to another."""
+    faults = []
+    for profile in snapshot.profiles.values():
+        found = environment_of(profile.preset.file, profile.base_url)
+        for setting, pattern in (found[1].secrets if found else {}).items():
+            ref = profile.secrets.get(setting)
+            if found and ref and not re.search(pattern, keyring.get(ref).reveal()):
+                at = pointer("profiles", profile.name, setting)
+                reason = f"{ref.source}: is no key of {found[0]}, where base_url leads"
+                faults.append(Fault(at, reason))
+    if faults:
+        raise ConfigError(faults)
 
 
 def _tls(snapshot: Snapshot, base: Path) -> Any:

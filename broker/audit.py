@@ -224,6 +224,12 @@ class AuditLog:
         event["timestamp"] = datetime.now(UTC)
         self._lines.msg(orjson.dumps(event, option=orjson.OPT_UTC_Z))
 
+    def event(self, name: str, **told: str) -> None:
+        """A line about something that no single request was: what is empty is left out."""
+        event: dict[str, Any] = {key: _text(value) for key, value in told.items() if value}
+        event |= {"event": name, "timestamp": datetime.now(UTC)}
+        self._lines.msg(orjson.dumps(event, option=orjson.OPT_UTC_Z))
+
     def flush(self) -> None:
         self._lines.flush()
 

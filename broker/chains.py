@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from broker import policy
+from broker.declared import Checked
 from broker.errors import (
     ActionNotAllowed,
     BrokerError,
     CallerError,
+    Fault,
     HandleExpired,
     InvalidParameters,
     NotPermitted,
@@ -27,11 +29,12 @@ from broker.flights import Flights, Spawn, Turns
 from broker.handles import Handle, Seal, bound_of
 from broker.metrics import Metrics
 from broker.minting import MAY_BE_SET_BACK, Minted, Minting, Served, weight
-from broker.model import JSON, Caller, Facts, Grant
+from broker.model import JSON, Caller, Facts, Grant, observed
+from broker.results import Results
 from broker.schedule import Clock
 from broker.snapshot import Profile, Snapshot
 from broker.state import State
-from broker.upstreams.preset import Upstream
+from broker.upstreams.preset import Acted, Upstream
 
 
 class Chains:
@@ -45,6 +48,7 @@ class Chains:
         sources: Mapping[str, Upstream],
         seal: Seal,
         state: State,
+        results: Results,
         clock: Clock,
         metrics: Metrics,
         spawn: Spawn,
@@ -54,6 +58,7 @@ class Chains:
         self._sources = sources
         self._seal = seal
         self._state = state
+        self._results = results
         self._clock = clock
         self._metrics = metrics
         self._successors: Flights[str, Minted] = Flights(spawn)
@@ -115,41 +120,101 @@ class Chains:
             handle.chain, True, (last - facts.now).total_seconds() + MAY_BE_SET_BACK
         )
         with contextlib.suppress(CallerError):
-            grant = policy.decide(profile, caller, dict(handle.parameters), facts)
+            grant = policy.follow_up(profile, caller, handle.parameters, facts)
             newest = self._state.newest.get(handle.chain)
             for session_id in {handle.session_id, newest} - {None}:
                 await self._sources[profile.name].revoke(grant, session_id)
         return profile.name, handle.chain
 
     async def act(
-        self, action: str, text: str, data: JSON, caller: Caller, facts: Facts
-    ) -> tuple[str, int, dict[str, JSON]]:
-        """A follow-up call about a live session. Gives profile, status and the answer."""
-        handle = self._open(text, caller)
+        self,
+        action: str,
+        text: str,
+        data: JSON,
+        caller: Caller,
+        facts: Facts,
+        *,
+        session_token: str | None = None,
+    ) -> tuple[str, int, JSON]:
+        """A follow-up call about a session. Gives profile, status and the answer.
+
+        session_token: makes the call in place of our own credential, where the preset allows it.
+        """
+        handle = self._seal.open(text)
+        mine = _is_whose(handle, caller)
+        if not mine:
+            self._overseen(handle, caller, facts)
+        self._not_ended(handle)
         profile = self._minting.profile(handle.profile)
         try:
-            grant = policy.decide(profile, caller, dict(handle.parameters), facts)
-            if facts.now >= handle.expires_at:
-                raise _over("the session is over")
-            _same_grant(handle, grant)
-            checked = _action_data(profile, action, data)
-            source = self._sources[profile.name]
-            async with self._turns.of(handle.chain):
-                status, output = await source.act(action, grant, handle.session_id, checked)
+            trusted = policy.trusts(profile, caller, facts)
+            if mine:
+                grant = policy.follow_up(profile, caller, handle.parameters, facts)
+                _same_grant(handle, grant)
+            else:
+                grant = policy.oversee(profile, caller, facts)
+            acted = await self._act(
+                profile, action, handle, grant, data, trusted, mine, session_token
+            )
         except BrokerError as exc:
             exc.profile = profile.name
             raise
-        return profile.name, status, output
+        more = trusted and acted.trusted is not None
+        return profile.name, acted.status, acted.trusted if more else acted.output
+
+    async def _act(
+        self,
+        profile: Profile,
+        action: str,
+        handle: Handle,
+        grant: Grant,
+        data: JSON,
+        trusted: bool,
+        mine: bool,
+        session_token: str | None,
+    ) -> Acted:
+        checker = profile.preset.actions.get(action)
+        told = profile.preset.file.actions[action].trusted if checker else None
+        if checker is None or not (mine or told):
+            raise ActionNotAllowed("This is not an action of this profile.")
+        until = handle.expires_at
+        if trusted and told:
+            until = max(until, handle.issued_at + told.within)
+        if grant.facts.now >= until:
+            raise _over("the session is over")
+        checked = _action_data(checker, data, grant.facts)
+        if session_token is not None and profile.preset.file.session_authorization is None:
+            raise _no_session_token()
+        callbacks = profile.preset.file.callbacks
+        is_reading = callbacks is not None and callbacks.read == action
+        if is_reading and (known := self._results.known(profile, handle.session_id)):
+            return known
+        async with self._turns.of(handle.session_id or handle.chain):
+            acted = await self._sources[profile.name].act(
+                action, grant, handle.session_id, checked, session_token
+            )
+        if session_token is None:  # which hides what a trusted caller would be told
+            self._results.learn(profile, handle.session_id, acted, action)
+        return acted
 
     def _open(self, text: str, caller: Caller) -> Handle:
         """A handle that is this caller's own, of a chain that was not ended."""
         handle = self._seal.open(text)
-        if handle.caller != caller.name or handle.subject != caller.subject:
-            whose = "caller" if handle.caller != caller.name else "subject"
-            raise NotPermitted("This handle was made for somebody else.", cause=f"another {whose}")
+        if not _is_whose(handle, caller):
+            raise _somebody_elses(handle, caller)
+        self._not_ended(handle)
+        return handle
+
+    def _overseen(self, handle: Handle, caller: Caller, facts: Facts) -> None:
+        """Raises NotPermitted unless this caller may show handles of others, with one text for
+        every cause: a stranger learns nothing of the profile in it."""
+        profile = self._profiles.get(handle.profile)
+        if profile is None or not policy.trusts(profile, caller, facts):
+            raise _somebody_elses(handle, caller)
+
+    def _not_ended(self, handle: Handle) -> None:
         if self._state.ended.get(handle.chain):
             raise _over("ended")
-        return handle
 
     def _may_rotate(self, profile: Profile, handle: Handle, caller: Caller, facts: Facts) -> Grant:
         grant = policy.decide(profile, caller, dict(handle.parameters), facts)
@@ -178,14 +243,26 @@ class Chains:
         return minted
 
 
-def _action_data(profile: Profile, action: str, data: JSON) -> dict[str, JSON]:
-    checker = profile.preset.actions.get(action)
-    if checker is None:
-        raise ActionNotAllowed("This is not an action of this profile.")
+def _is_whose(handle: Handle, caller: Caller) -> bool:
+    return handle.caller == caller.name and handle.subject == caller.subject
+
+
+def _somebody_elses(handle: Handle, caller: Caller) -> NotPermitted:
+    whose = "caller" if handle.caller != caller.name else "subject"
+    return NotPermitted("This handle was made for somebody else.", cause=f"another {whose}")
+
+
+def _action_data(checker: Checked, data: JSON, facts: Facts) -> dict[str, JSON]:
     checked, faults = checker.read(data, "/data")
     if faults:
         raise InvalidParameters("The data do not fit this action.", faults=faults)
+    checker.observe(checked, observed(facts))
     return checked
+
+
+def _no_session_token() -> InvalidParameters:
+    fault = Fault("/session_token", "this profile's actions are not made with one")
+    return InvalidParameters("This profile takes no session token.", faults=[fault])
 
 
 def _same_grant(handle: Handle, grant: Grant) -> None:

@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import os
+import secrets
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -26,10 +27,11 @@ from broker.audit import AuditLog, configure_logging
 from broker.config import load, parse
 from broker.demo import demo_config, demo_secrets
 from broker.errors import ConfigError
-from broker.file import Listener, json_schema
+from broker.file import Listener
 from broker.presets import load_preset, packaged
 from broker.sandbox.serving import serve as serve_sandbox
 from broker.sandbox.settings import SandboxSettings
+from broker.schema import json_schema
 from broker.serving import ListenerEnded, Stop, bind, on_signals, serve, url_of
 from broker.snapshot import Snapshot, secret_refs
 
@@ -112,7 +114,7 @@ def check(path: Path) -> None:
 @main.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration file, for editors."""
-    presets = {name: load_preset(name, Path()).settings.json_schema() for name in packaged()}
+    presets = {name: load_preset(name, Path()).settings.json_schema(name) for name in packaged()}
     click.echo(json.dumps(json_schema(presets), indent=2))
 
 
@@ -147,15 +149,18 @@ def demo(port: int, ops_port: int, sandbox_port: int, ready_fd: int | None, audi
 async def _demo(
     port: int, ops_port: int, sandbox_port: int, ready_fd: int | None, audit: bool
 ) -> None:
-    settings = SandboxSettings()
     public = _bind_one(Listener(host="127.0.0.1", port=port), "--port")
     ops = _bind_one(Listener(host="127.0.0.1", port=ops_port), "--ops-port")
+    webhook_key = secrets.token_hex(32)
+    webhooks = {f"{url_of(public)}/v1/callbacks/checkout-3ds": webhook_key}
+    settings = SandboxSettings(checkout_webhooks=webhooks)
     async with serve_sandbox(settings, "127.0.0.1", sandbox_port) as upstreams:
         raw = demo_config(public.getsockname()[1], ops.getsockname()[1], upstreams.url)
         env = demo_secrets(
             next(iter(settings.nmi_gateway_keys)),
             next(iter(settings.checkout_clients.items())),
             next(iter(settings.idp_introspection_clients.items())),
+            webhook_key,
         )
         log = AuditLog(None if audit else io.BytesIO())
         app = App(parse(raw, Path()), Path(), env=env, audit=log)

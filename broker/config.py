@@ -8,13 +8,13 @@ widen access. What the file says is told by `file.py`; what it means, across its
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from broker.declared import plain_http
 from broker.errors import ConfigError, Fault
 from broker.faults import faults_of, pointer, secret_hint
 from broker.file import (
@@ -22,14 +22,17 @@ from broker.file import (
     CallerEntry,
     ConfigFile,
     CredentialEntry,
+    ForwardAuthCaller,
     ProfileEntry,
     Server,
 )
 from broker.model import Reuse
-from broker.presets import load_preset
+from broker.presets import Preset, environment_of, load_preset
+from broker.presets.vocabulary import spelt_out
 from broker.profiles import make_profile, read_settings
 from broker.snapshot import ANONYMOUS, Profile, Snapshot
 from broker.strict import Unreadable, read_yaml
+from broker.urls import plain_http
 
 M = TypeVar("M", bound=BaseModel)
 _REQUEST_HOLES = {"request.ip", "request.user_agent", "request.accept"}
@@ -156,19 +159,31 @@ class _Reading:
         for name, at, entry in self._mapping("profiles"):
             common = {k: v for k, v in entry.items() if k in ProfileEntry.model_fields}
             settings = {k: v for k, v in entry.items() if k not in common}
+            preset = self._preset(at, entry.get("preset"))
+            parameters = common.get("parameters")
+            if preset is not None and isinstance(parameters, dict):
+                declared = preset.file.settings
+                known = {k: v.model_dump(exclude_unset=True) for k, v in declared.items()}
+                common["parameters"] = {k: spelt_out(v, known) for k, v in parameters.items()}
             found = self._model(ProfileEntry, common, at)
-            name_of_preset = entry.get("preset")
-            if not isinstance(name_of_preset, str):
-                continue
-            try:
-                preset = load_preset(name_of_preset, self.base)
-            except ConfigError as exc:
-                self.faults += [Fault(f"{at}/preset{f.pointer}", f.reason) for f in exc.faults]
+            if preset is None:
                 continue
             read, faults = read_settings(at, preset, settings)
             self.faults += faults
             if found is not None and not faults:
                 yield name, make_profile(name, at, found, preset, read, self.fault)
+
+    def _preset(self, at: str, name: Any) -> Preset | None:
+        if not isinstance(name, str):
+            return None
+        try:
+            preset = load_preset(name, self.base)
+        except ConfigError as exc:
+            self.faults += [Fault(f"{at}/preset{f.pointer}", f.reason) for f in exc.faults]
+            return None
+        for taken in sorted(preset.file.settings.keys() & ProfileEntry.model_fields.keys()):
+            self.fault(f"{at}/preset", f"its setting {taken!r} has the name of a profile's own key")
+        return preset
 
     def _people(self, top: ConfigFile) -> None:
         """Somebody may ask, for something, and only people that there are."""
@@ -224,9 +239,12 @@ class _Reading:
             own = "base_url" in self.tree["profiles"][profile.name]
             if not own and plain_http(profile.base_url, top.outbound.insecure_http_hosts):
                 self.fault(f"{at}/preset", "its base_url is plain http; give the profile another")
-            if file.authorization.access_token and profile.credential is None:
-                self.fault(f"{at}/credential", "is required: the preset sends an access token")
+            self._authorization(at, profile, credentials)
+            self._trusted(at, profile, callers)
             most = file.answer.expiry.most.total_seconds()
+            lifetime = file.answer.expiry.lifetime
+            if lifetime and not 0 < profile.fixed[lifetime] <= most:
+                self.fault(at + pointer(lifetime), f"is over nothing and up to {most:g}s")
             if profile.min_remaining is not None and profile.min_remaining >= most:
                 self.fault(f"{at}/min_remaining", f"no session of this preset lives {most:g}s")
             if profile.rotation and file.reuse is Reuse.SINGLE_USE:
@@ -237,6 +255,47 @@ class _Reading:
                     "a profile gives out handles, which are sealed: name a key file with 32 bytes "
                     "or more (head -c 32 /dev/urandom | base64 > seal.key)",
                 )
+
+    def _authorization(
+        self, at: str, profile: Profile, credentials: Mapping[str, CredentialEntry]
+    ) -> None:
+        """What the profile shows its upstream: of one kind, and of the same environment."""
+        file = profile.preset.file
+        how = file.authorization
+        secret = how.secret if how.secret in profile.secrets else None
+        if how.access_token and how.secret and (secret is None) == (profile.credential is None):
+            self.fault(f"{at}/credential", f"give exactly one of credential and {how.secret}")
+        elif how.access_token and not how.secret and profile.credential is None:
+            self.fault(f"{at}/credential", "is required: the preset sends an access token")
+        elif not how.access_token and profile.credential is not None:
+            self.fault(f"{at}/credential", "is not used: the preset sends no access token")
+        credential = credentials.get(profile.credential or "")
+        if credential is None:
+            return
+        if how.scopes and credential.scope and not set(how.scopes) & set(credential.scope):
+            wanted = " or ".join(how.scopes)
+            self.fault(f"{at}/credential", f"asks for none of the scopes that this needs: {wanted}")
+        here = environment_of(file, profile.base_url)
+        for name, other in file.environments.items():
+            if here is None or not (there := re.fullmatch(other.token_url, credential.token_url)):
+                continue
+            if name != here[0]:
+                self.fault(f"{at}/credential", f"its tokens are of {name}, base_url is {here[0]}")
+                continue
+            mine = re.fullmatch(other.base_url, profile.base_url)
+            if mine and mine.groupdict().get("prefix") != there.groupdict().get("prefix"):
+                self.fault(f"{at}/base_url", "its account prefix is not that of the token_url")
+
+    def _trusted(self, at: str, profile: Profile, callers: Mapping[str, CallerEntry]) -> None:
+        for name in sorted(profile.trusted):
+            entry = callers.get(name)
+            if name not in profile.callers:
+                self.fault(f"{at}/allow/trusted", f"{name!r} is not among allow.callers")
+            elif name == ANONYMOUS or (isinstance(entry, ForwardAuthCaller)):
+                self.fault(f"{at}/allow/trusted", f"{name!r} speaks for browsers")
+        for name in sorted(profile.trusted_parameters if not profile.trusted else ()):
+            at_it = f"{at}/parameters{pointer(name)}"
+            self.fault(at_it, "nobody may send it: allow.trusted names no caller")
 
     def _server(self, server: Server) -> None:
         public, ops = server.public, server.ops

@@ -6,19 +6,19 @@ words; pydantic does the checking, built once at load.
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal, NotRequired, Required, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, NotRequired, Required, Self, Union, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StringConstraints,
+    Tag,
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
@@ -28,10 +28,11 @@ from pydantic_core import SchemaError, core_schema
 from typing_extensions import TypedDict
 
 from broker.errors import Fault
-from broker.faults import faults_of
+from broker.faults import UNTOLD, faults_of
 from broker.holes import Template, is_template
 from broker.model import JSON
 from broker.schedule import parse_duration
+from broker.urls import Url
 
 
 class Strict(BaseModel):
@@ -66,48 +67,8 @@ def _duration(value: object) -> timedelta:
     return parse_duration(value)
 
 
-def _url(value: str) -> str:
-    if not is_url(value):
-        raise ValueError("an absolute http(s) URL is wanted")
-    if "@" in urlsplit(value).netloc or "#" in value:
-        raise ValueError("a URL has no user, password or fragment here")
-    if "${" in value:
-        raise ValueError("this URL has no holes: where a secret goes is not for a request to say")
-    return value
-
-
-def is_url(text: str) -> bool:
-    """Is this an absolute http(s) URL?"""
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError:
-        return False
-    return parts.scheme in ("https", "http") and bool(parts.hostname)
-
-
-def is_loopback(host: str) -> bool:
-    """Is this host name the machine itself, without asking a name server?"""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def plain_http(url: str, exempt: list[str]) -> bool:
-    """Would this URL send what is secret unencrypted over a network?"""
-    if not is_url(url):
-        return False
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    return parts.scheme == "http" and not is_loopback(host) and host not in exempt
-
-
 _DURATION_SCHEMA = {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)$"}
 Duration = Annotated[timedelta, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
-Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[!-~]+$"), AfterValidator(_url)]
 
 
 class OneOrMany:
@@ -138,8 +99,16 @@ class Holes:
         return {"anyOf": [handler(schema), {"type": "string", "pattern": r"\$\{"}]}
 
 
+Observed = Literal["request.ip", "request.user_agent", "request.accept"]
+OBSERVED: tuple[Observed, ...] = get_args(Observed)
+
+
 class Declared(Strict):
-    """One declared value: its type and bounds, in the words of JSON Schema."""
+    """One declared value: its type and bounds, in the words of JSON Schema.
+
+    An object may come in variants, told apart by one member, with `properties` common to all.
+    `observed`: not the sender's to say; a member of an object that stands at the top.
+    """
 
     type: Literal[
         "string", "integer", "number", "boolean", "object", "array", "secret", "url", "duration"
@@ -157,6 +126,11 @@ class Declared(Strict):
     max_items: int = Field(default=64, ge=0)
     properties: dict[str, Declared] = {}
     open: bool = Field(default=False, description="an object may have further members")
+    by: str | None = Field(default=None, description="the member that says which variant it is")
+    variants: dict[str, dict[str, Declared]] = {}
+    observed: Observed | None = Field(
+        default=None, description="filled in from the request; whoever sends it is refused"
+    )
 
     @model_validator(mode="after")
     def _buildable(self) -> Self:
@@ -165,9 +139,17 @@ class Declared(Strict):
         words = self.model_fields_set - _ALWAYS - _WORDS_OF.get(self.type, set())
         if words or (self.enum and self.model_fields_set & _BOUNDS):
             raise ValueError("has a bound that a value of this kind is not checked against")
-        inner = [*self.properties.values(), *([self.items] if self.items else [])]
+        inner = list(_within(self))
         if any(one.type in ("secret", "duration") or one.default is not None for one in inner):
             raise ValueError("secrets, durations and defaults do not stand within another value")
+        if any(two.observed for one in inner for two in _within(one)) or (
+            self.observed and self.type != "string"
+        ):
+            raise ValueError("what is observed is text, and a member of an object at the top")
+        if (self.by is None) != (not self.variants) or len(self.variants) == 1:
+            raise ValueError("variants are two or more, and `by` names what tells them apart")
+        if any(self.by in members for members in [self.properties, *self.variants.values()]):
+            raise ValueError("the member that tells variants apart is not declared in them")
         if self.type == "secret" and self.default is not None:
             raise ValueError("a secret has no default")
         try:
@@ -182,27 +164,44 @@ class Declared(Strict):
         return self
 
 
-_ALWAYS = {"type", "description", "required", "default"}
+_ALWAYS = {"type", "description", "required", "default", "observed", "trusted"}
 _BOUNDS = {"pattern", "min_length", "max_length", "minimum", "maximum"}
 _WORDS_OF = {
     "string": {"enum", "pattern", "min_length", "max_length"},
     "integer": {"enum", "minimum", "maximum"},
     "number": {"enum", "minimum", "maximum"},
     "array": {"items", "max_items"},
-    "object": {"properties", "open"},
+    "object": {"properties", "open", "by", "variants"},
 }
+
+
+def _within(declared: Declared) -> Iterator[Declared]:
+    """Everything that stands directly in it."""
+    if declared.items is not None:
+        yield declared.items
+    for members in (declared.properties, *declared.variants.values()):
+        yield from members.values()
 
 
 def _of_a_request(declared: Declared) -> Declared:
     if declared.type in ("secret", "duration"):
         raise ValueError("a request carries JSON types: no secret, no duration")
-    for one in [*declared.properties.values(), *([declared.items] if declared.items else [])]:
+    for one in _within(declared):
         _of_a_request(one)
     return declared
 
 
 Parameter = Annotated[Declared, AfterValidator(_of_a_request)]
 """What a request may carry: JSON values only."""
+
+
+class OfProfile(Declared):
+    """A profile's parameter."""
+
+    trusted: bool = Field(default=False, description="only callers in allow.trusted may send it")
+
+
+ProfileParameter = Annotated[OfProfile, AfterValidator(_of_a_request)]
 
 
 def _scalar(declared: Declared) -> Any:
@@ -238,7 +237,7 @@ def _annotation(declared: Declared, holes: bool) -> Any:
             items: Any = list.__class_getitem__(_annotation(declared.items, holes))
             kind = Annotated[items, Field(strict=True, max_length=declared.max_items)]
         case "object":
-            kind = _members(declared.properties, declared.open, holes)
+            kind = _object(declared, holes)
         case "secret":
             return SecretRef
         case "url":
@@ -248,9 +247,30 @@ def _annotation(declared: Declared, holes: bool) -> Any:
     return Annotated[kind, Holes()] if holes else kind
 
 
+def _object(declared: Declared, holes: bool) -> Any:
+    if not declared.variants:
+        return _members(declared.properties, declared.open, holes)
+    by = declared.by
+    assert by is not None  # noqa: S101  (checked by Declared)
+
+    def which(value: Any) -> str | None:
+        tag = value.get(by) if isinstance(value, dict) else None
+        return UNTOLD + tag if isinstance(tag, str) else None
+
+    choices = []
+    for tag, own in declared.variants.items():
+        said = Declared(type="string", required=True, enum=[tag])
+        members = {by: said, **declared.properties, **own}
+        choices.append(Annotated[_members(members, declared.open, holes), Tag(UNTOLD + tag)])
+    union: Any = Union.__getitem__(tuple(choices))
+    return Annotated[union, Discriminator(which)]
+
+
 def _members(declared: Mapping[str, Declared], open_: bool, holes: bool) -> Any:
     fields: dict[str, Any] = {}
     for name, one in declared.items():
+        if one.observed:
+            continue
         needed: Any = Required if one.required else NotRequired
         fields[name] = needed[_annotation(one, holes)]
     make: Any = TypedDict  # mypy knows the class syntax only; the names are known at run time
@@ -275,6 +295,20 @@ class Checked:
             for n, d in declared.items()
             if d.default is not None
         }
+        self._observed = tuple(_observations(declared))
+
+    @property
+    def observes(self) -> bool:
+        """Is there anything that only `observe` fills in?"""
+        return bool(self._observed)
+
+    def observe(self, found: dict[str, JSON], values: Mapping[str, str]) -> None:
+        """Fills in what is not the sender's to say. values: by the names of `OBSERVED`; what is
+        not known is left out."""
+        for name, by, tag, member, hole in self._observed:
+            one = found.get(name)
+            if isinstance(one, dict) and (by is None or one.get(by) == tag) and values[hole]:
+                one[member] = values[hole]
 
     def read(self, tree: JSON, at: str = "") -> tuple[dict[str, JSON], list[Fault]]:
         """The members with defaults filled in, and no fault; or whatever, and every fault."""
@@ -284,5 +318,24 @@ class Checked:
             return {}, faults_of(exc, at, self.declared if self._stranger else None)
         return ({**self._defaults, **found} if self._defaults else found), []
 
-    def json_schema(self) -> dict[str, Any]:
-        return self._adapter.json_schema()
+    def json_schema(self, prefix: str = "") -> dict[str, Any]:
+        """prefix: makes the names of definitions unlike those of another schema."""
+        marked = prefix.replace("/", ".")
+        schema = self._adapter.json_schema(ref_template=f"#/$defs/{marked}{{model}}")
+        if "$defs" in schema:
+            schema["$defs"] = {marked + name: one for name, one in schema["$defs"].items()}
+        return schema
+
+
+def _observations(
+    declared: Mapping[str, Declared],
+) -> Iterator[tuple[str, str | None, str, str, Observed]]:
+    """Name, variant (by, tag), member and what fills it, for each member that is observed."""
+    for name, one in declared.items():
+        for member, inner in one.properties.items():
+            if inner.observed:
+                yield name, None, "", member, inner.observed
+        for tag, members in one.variants.items():
+            for member, inner in members.items():
+                if inner.observed:
+                    yield name, one.by, tag, member, inner.observed

@@ -23,12 +23,18 @@ callers:
     client_id: {{env: DEMO_INTROSPECT_ID}}
     client_secret: {{env: DEMO_INTROSPECT_SECRET}}
     scope: access-tokens:read     # what only services get, never a person's token
+  shop-backend:                   # the shop's own server, which reads how authentications ended
+    type: introspection
+    url: {sandbox}/idp/introspect
+    client_id: {{env: DEMO_INTROSPECT_ID}}
+    client_secret: {{env: DEMO_INTROSPECT_SECRET}}
+    scope: results:read
 credentials:
   checkout:
     token_url: {sandbox}/checkout/access/connect/token
     client_id: {{env: DEMO_CHECKOUT_ID}}
     client_secret: {{env: DEMO_CHECKOUT_SECRET}}
-    scope: [sessions:browser]
+    scope: ["sessions:browser", "sessions:app", payment-sessions]
     expose_to: [reports-backend]
 profiles:
   transactions:
@@ -45,6 +51,57 @@ profiles:
     rotation: {{max_chain: 8h, grace: 60s}}
     min_remaining: 5m
     rate_limit: 30/minute
+  checkout-3ds:                   # the page runs the authentication itself, by actions
+    preset: checkout/3ds
+    credential: checkout
+    base_url: {sandbox}/checkout/api
+    amount: 6540
+    currency: GBP
+    reference: ${{uuid4}}
+    source: ${{parameters.source}}
+    channel_data: ${{parameters.channel_data}}
+    completion:
+      type: non_hosted
+      callback_url: http://127.0.0.1:{port}/v1/callbacks/checkout-3ds
+    webhook_key: {{env: DEMO_WEBHOOK_KEY}}
+    parameters:
+      source: {{like: source, required: true}}
+      channel_data: {{like: channel_data}}
+    allow:
+      callers: [shop-users, shop-backend]
+      trusted: [shop-backend]
+      origins: ["http://127.0.0.1:{port}", "http://localhost:{port}"]
+  checkout-3ds-hosted:            # Checkout.com's own page runs it
+    preset: checkout/3ds
+    credential: checkout
+    base_url: {sandbox}/checkout/api
+    amount: 6540
+    currency: GBP
+    reference: ${{uuid4}}
+    source: ${{parameters.source}}
+    completion:
+      type: hosted
+      success_url: http://127.0.0.1:{port}/demo/success
+      failure_url: http://127.0.0.1:{port}/demo/failure
+    parameters: {{source: {{like: source, required: true}}}}
+    allow:
+      callers: [shop-users, shop-backend]
+      trusted: [shop-backend]
+      origins: ["http://127.0.0.1:{port}", "http://localhost:{port}"]
+  checkout-flow:                  # the embedded checkout; amount and addresses are ours to say
+    preset: checkout/flow
+    credential: checkout
+    base_url: {sandbox}/checkout/api
+    amount: 6540
+    currency: GBP
+    billing: {{address: {{country: GB}}}}
+    success_url: https://shop.example/paid
+    failure_url: https://shop.example/not-paid
+    ip_address: ${{request.ip}}
+    allow:
+      callers: [shop-users, shop-backend]
+      trusted: [shop-backend]
+      origins: ["http://127.0.0.1:{port}", "http://localhost:{port}"]
 """
 
 
@@ -54,7 +111,10 @@ def demo_config(port: int, ops_port: int, sandbox_url: str) -> bytes:
 
 
 def demo_secrets(
-    nmi_key: str, checkout: tuple[str, str], introspection: tuple[str, str]
+    nmi_key: str,
+    checkout: tuple[str, str],
+    introspection: tuple[str, str],
+    webhook_key: str,
 ) -> dict[str, str]:
     """What the configuration's references resolve to."""
     return {
@@ -64,4 +124,5 @@ def demo_secrets(
         "DEMO_CHECKOUT_SECRET": checkout[1],
         "DEMO_INTROSPECT_ID": introspection[0],
         "DEMO_INTROSPECT_SECRET": introspection[1],
+        "DEMO_WEBHOOK_KEY": webhook_key,
     }

@@ -13,6 +13,9 @@ from pydantic_core import ErrorDetails
 
 from broker.errors import Fault
 
+UNTOLD = "\0"
+"""Begins a step of pydantic's that is no member: which variant was tried."""
+
 
 def pointer(*steps: str | int) -> str:
     """A JSON Pointer (RFC 6901) of these steps."""
@@ -28,7 +31,7 @@ def faults_of(
     """
     found: dict[tuple[str, str], None] = {}
     for error in exc.errors(include_url=False, include_context=True, include_input=False):
-        steps = [str(step) for step in error["loc"]]
+        steps = [str(step) for step in error["loc"] if not str(step).startswith(UNTOLD)]
         if error["type"] == "extra_forbidden" and declared is not None:
             names = ", ".join(declared) if len(steps) == 1 else ""
             hint = f"; declared: {names}" if names else "; none declared" if len(steps) == 1 else ""
@@ -52,6 +55,7 @@ _WORDS = {
     "bool_type": "must be true or false",
     "string_pattern_mismatch": "does not have the form that is asked for",
     "union_tag_invalid": "is not one of the known types",
+    "union_tag_not_found": "does not say which of the known types it is",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from datetime import timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 import limits
@@ -17,12 +17,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from broker.declared import (
     Duration,
     OneOrMany,
-    Parameter,
+    ProfileParameter,
     SecretRef,
     Strict,
-    Url,
-    is_url,
 )
+from broker.urls import Url, is_url
 
 
 def _network(value: str) -> str:
@@ -255,11 +254,16 @@ class Allow(Strict):
     """Who may mint, and from where. What is not listed may not."""
 
     callers: list[str] = Field(min_length=1, description="entries of callers")
+    trusted: list[str] = Field(
+        default=[],
+        description="of callers, our own servers: may send trusted parameters and read results",
+    )
     origins: list[Origin] = Field(
         default=[], description="exact browser origins; none refuses every browser"
     )
     require: dict[str, Annotated[list[str], OneOrMany()]] = Field(
-        default={}, description="claims that must be there, each with its accepted values"
+        default={},
+        description="claims that must be there, each with its accepted values; not of the trusted",
     )
 
 
@@ -283,7 +287,9 @@ class ProfileEntry(Strict):
     credential: str | None = Field(default=None, description="entry of credentials to call with")
     base_url: Url | None = Field(default=None, description="of the upstream; the preset has one")
     allow: Allow
-    parameters: dict[str, Parameter] = Field(default={}, description="what a request may carry")
+    parameters: dict[str, ProfileParameter] = Field(
+        default={}, description="what a request may carry"
+    )
     merchant_from_parameters: bool = Field(
         default=False, description="let a request's parameters say who the merchant is"
     )
@@ -305,43 +311,3 @@ class ConfigFile(Strict):
     insecure_anonymous: bool = Field(
         default=False, description="everybody who can reach the port is the caller `anonymous`"
     )
-
-
-def json_schema(presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """JSON Schema (2020-12) of the file; `presets`: the settings' schema of each, by name."""
-    top = ConfigFile.model_json_schema(ref_template="#/$defs/{model}")
-    defs: dict[str, Any] = top.pop("$defs", {})
-
-    def absorb(schema: dict[str, Any]) -> dict[str, Any]:
-        defs.update(schema.pop("$defs", {}))
-        return schema
-
-    def section(entries: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "object", "additionalProperties": entries}
-
-    def model(kind: type[Strict]) -> dict[str, Any]:
-        return absorb(kind.model_json_schema(ref_template="#/$defs/{model}"))
-
-    profile = model(ProfileEntry)
-    variants = []
-    for name, settings in presets.items():
-        one = absorb(dict(settings))
-        both = {**profile["properties"], **one.get("properties", {}), "preset": {"const": name}}
-        required = [*profile.get("required", []), *one.get("required", [])]
-        variants.append(
-            {
-                "type": "object",
-                "properties": both,
-                "required": required,
-                "additionalProperties": False,
-            }
-        )
-    own = {**profile["properties"], "preset": {"type": "string", "pattern": r"^[./]"}}
-    variants.append({"type": "object", "properties": own, "required": profile["required"]})
-    top["properties"] |= {
-        "callers": section({"oneOf": [model(kind) for kind in CALLERS.values()]}),
-        "credentials": section(model(CredentialEntry)),
-        "profiles": section({"oneOf": variants}),
-    }
-    top["$defs"] = defs
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top}

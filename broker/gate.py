@@ -29,6 +29,7 @@ from broker.wire import Header, Reply, headers_of, problem, request_id_of, text
 _PROFILES = "/v1/profiles/"
 _SESSIONS = "/v1/sessions/"
 _ACCESS_TOKENS = "/v1/access-tokens/"
+_CALLBACKS = "/v1/callbacks/"
 _ALLOWED_HEADERS = b"authorization, cache-control, content-type, idempotency-key, x-request-id"
 _EXPOSED_HEADERS = b"cache-status, ratelimit, ratelimit-policy, retry-after, x-request-id"
 
@@ -152,6 +153,8 @@ class Gate:
         self, scope: Scope, headers: dict[bytes, bytes], record: Record, extra: list[Header]
     ) -> Reply | None:
         path: str = scope["path"]
+        if path.startswith(_CALLBACKS) and (b"origin" in headers or b"sec-fetch-site" in headers):
+            raise OriginNotAllowed("This is for upstreams, not for pages.")
         if not path.startswith((_PROFILES, _SESSIONS, _ACCESS_TOKENS)):
             return None
         extra.append((b"vary", b"Origin"))

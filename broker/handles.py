@@ -127,9 +127,15 @@ def _read(plain: bytes) -> Handle:
 
 
 def first_link(
-    grant: Grant, session_id: str | None, *, issued_at: datetime, expires_at: datetime
+    grant: Grant,
+    session_id: str | None,
+    parameters: Mapping[str, JSON],
+    *,
+    issued_at: datetime,
+    expires_at: datetime,
 ) -> Handle:
-    """The handle of a new chain's first session, after which the chain is named."""
+    """The handle of a new chain's first session, after which the chain is named. parameters: those
+    that are kept."""
     return Handle(
         id=grant.facts.unique,
         chain=grant.facts.unique,
@@ -141,7 +147,7 @@ def first_link(
         expires_at=expires_at,
         bound=bound_of(grant),
         session_id=session_id,
-        parameters=grant.parameters,
+        parameters=parameters,
     )
 
 

@@ -95,6 +95,15 @@ class Metrics:
             "idempotent_replays", "Mints answered from an Idempotency-Key.", "profile"
         )
         self._replays = cache(replays.labels)
+        callbacks = counter(
+            "callbacks",
+            "Posts of upstreams: verified, open, unknown, duplicate, ignored, dropped, refused, "
+            "failed.",
+            "profile",
+            "kind",
+            "outcome",
+        )
+        self._callbacks = cache(callbacks.labels)
         logins = counter("authentications", "Credentials judged.", "caller", "outcome")
         self._logins = cache(logins.labels)
         self._key_loads = counter("jwks_loads", "Loads of a key set.", "caller", "outcome")
@@ -156,6 +165,10 @@ class Metrics:
 
     def rotated(self, profile: str, outcome: str) -> None:
         self._rotations(profile, outcome).inc()
+
+    def called_back(self, profile: str, kind: str, outcome: str) -> None:
+        """kind: event (signed) or hint; outcome: of a closed list, see the series."""
+        self._callbacks(profile, kind, outcome).inc()
 
     def replayed(self, profile: str) -> None:
         self._replays(profile).inc()

@@ -8,6 +8,7 @@ What can be done with a session that there is stands in `chains`. Knows nothing 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +28,7 @@ from broker.handles import MOST_PARAMETERS, Handle, Seal, first_link, next_link
 from broker.limits import RateLimits
 from broker.metrics import Metrics
 from broker.model import JSON, AccessToken, Caller, ComponentSession, Facts, Grant, SessionSource
+from broker.results import Results
 from broker.schedule import Clock, floor_of, refresh_point
 from broker.snapshot import ANONYMOUS, Profile, Snapshot
 from broker.state import Answered, State
@@ -73,6 +75,7 @@ class Minting:
         seal: Seal,
         state: State,
         limits: RateLimits,
+        results: Results,
         clock: Clock,
         metrics: Metrics,
         spawn: Spawn,
@@ -85,6 +88,8 @@ class Minting:
         self._seal = seal
         self._state = state
         self._limits = limits
+        self._results = results
+        self._salt = os.urandom(32)
         self._clock = clock
         self._metrics = metrics
         self._answers: Flights[str, Answered[Minted]] = Flights(spawn)
@@ -106,8 +111,8 @@ class Minting:
         self.long_enough(profile, min_fresh)
         if not idempotency_key or caller.name == ANONYMOUS:  # strangers share no memory
             return self.serve(await self.new(profile, grant, None), "minted", min_fresh)
-        key = _digest(caller.name, caller.subject, profile_name, idempotency_key)
-        body = _digest(_sorted(grant.parameters), _sorted(grant.bound))
+        key = self._digest(caller.name, caller.subject, profile_name, idempotency_key)
+        body = self._digest(_sorted(grant.parameters), _sorted(grant.bound))
         known = self._state.answers.get(key)
         if known is not None and known.body != body:
             raise _reused_key()
@@ -125,6 +130,11 @@ class Minting:
         if answered.body != body:
             raise _reused_key()
         return self.serve(answered.answer, "minted" if mine else "replayed", min_fresh)
+
+    def _digest(self, *parts: str) -> str:
+        """One text for several, such that no two lists of parts share it; keyed, as what is short
+        (a card's number) could be found again from a plain digest."""
+        return hashlib.blake2b(orjson.dumps(parts), key=self._salt, digest_size=32).hexdigest()
 
     async def access_token(
         self, name: str, caller: Caller, *, min_fresh: float = 0.0
@@ -155,7 +165,7 @@ class Minting:
 
     async def new(self, profile: Profile, grant: Grant, before: Handle | None) -> Minted:
         """One upstream mint, counted against the caller's limit."""
-        if profile.gives_handles and len(orjson.dumps(grant.parameters)) > MOST_PARAMETERS:
+        if profile.keeps_parameters and len(orjson.dumps(grant.parameters)) > MOST_PARAMETERS:
             fault = Fault("/parameters", f"are longer than {MOST_PARAMETERS} bytes")
             raise InvalidParameters("The parameters do not fit a handle.", faults=[fault])
         if profile.rate_limit is not None:
@@ -168,8 +178,11 @@ class Minting:
         self._lifetimes[profile.name] = lifetime
         _above(floor, session.life.remaining(self._clock.monotonic()))
         handle = self._handle(profile, grant, session, before)
-        if handle is not None and session.id and profile.preset.file.revoke:
-            self._state.newest.put(handle.chain, session.id, lifetime + MAY_BE_SET_BACK)
+        if handle is not None and session.id:
+            if profile.preset.file.revoke:
+                self._state.newest.put(handle.chain, session.id, lifetime + MAY_BE_SET_BACK)
+            if profile.preset.file.callbacks:
+                self._results.expect(profile, session.id, handle.chain, lifetime)
         return Minted(
             profile=profile.name,
             session=session,
@@ -189,7 +202,8 @@ class Minting:
             "expires_at": session.life.expires_at.replace(microsecond=0),
         }
         if before is None:
-            return first_link(grant, session.id, **times)
+            kept = grant.parameters if profile.keeps_parameters else {}
+            return first_link(grant, session.id, kept, **times)
         return next_link(before, grant, session.id, **times)
 
     def remaining(self, minted: Minted) -> float:
@@ -220,11 +234,6 @@ def rotate_in(served: Served) -> int:
     """Whole seconds after which to ask for the successor, drawn anew for each answer."""
     lifetime = served.minted.session.life.lifetime.total_seconds()
     return max(1, int(served.remaining - refresh_point(lifetime)))
-
-
-def _digest(*parts: str) -> str:
-    """One text for several, such that no two lists of parts share it."""
-    return hashlib.sha256(orjson.dumps(parts)).hexdigest()
 
 
 def _sorted(tree: Mapping[str, JSON]) -> str:

@@ -128,12 +128,22 @@ class Facts:
     accept: str
 
 
+def observed(facts: Facts) -> dict[str, str]:
+    """What we saw of the request ourselves, by the names that holes have for it."""
+    return {
+        "request.ip": facts.ip,
+        "request.user_agent": facts.user_agent,
+        "request.accept": facts.accept,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """The answer of policy: exactly what may be minted now. Made by `policy` only; no defaults.
 
     parameters: what the request carried, checked. settings: the profile's, every hole filled.
-    bound: what caller and parameters put into them, by hole; a successor must have the same.
+    bound: what the caller, and parameters that handles keep, put into them, by hole; a successor
+    must have the same.
     """
 
     profile: str

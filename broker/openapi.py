@@ -112,6 +112,11 @@ def _paths() -> dict[str, Any]:
             {"200": _answer("AccessTokenAnswer", "An access token")}, method="get",
             parameters=[_in_path("credential"), _ref("CacheControl")],
         ),
+        "/v1/callbacks/{profile}": _operation(
+            "callback", "What an upstream posts; verified, never believed",
+            {"204": {"description": "Taken"}}, parameters=[_in_path("profile")], body="object",
+            security=[],
+        ),
         "/v1/openapi.json": {
             "get": {
                 "operationId": "openapi", "summary": "This document", "security": [],
@@ -130,7 +135,9 @@ def _operation(
     body: str | None = None,
     required: bool = True,
     parameters: list[dict[str, Any]] | None = None,
+    security: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
+    """security: None is the document's own. body: a model's name, or `object` for any."""
     found: dict[str, Any] = {
         "operationId": name,
         "summary": summary,
@@ -138,8 +145,11 @@ def _operation(
     }
     if parameters:
         found["parameters"] = parameters
+    if security is not None:
+        found["security"] = security
     if body:
-        schema = {"$ref": _REF.format(model=body)}
+        ref = {"$ref": _REF.format(model=body)}
+        schema = {"type": "object"} if body == "object" else ref
         found["requestBody"] = {
             "required": required,
             "content": {"application/json": {"schema": schema}},

@@ -16,13 +16,14 @@ from broker.errors import (
     OriginNotAllowed,
     UnknownProfile,
 )
+from broker.faults import pointer
 from broker.file import CallerEntry, CredentialEntry, IntrospectionCaller
-from broker.holes import ABSENT, Unfillable, fill_tree
-from broker.model import JSON, Caller, Facts, Grant
+from broker.holes import ABSENT, Template, Unfillable, fill_tree, value_at
+from broker.model import JSON, Caller, Facts, Grant, observed
 from broker.schedule import rfc3339
-from broker.snapshot import Profile
+from broker.snapshot import OpenSetting, Profile
 
-_STABLE = ("claims.", "caller.", "parameters.")
+_FROM_CALLER = ("claims.", "caller.")
 
 
 def decide(profile: Profile, caller: Caller, parameters: JSON, facts: Facts) -> Grant:
@@ -31,16 +32,14 @@ def decide(profile: Profile, caller: Caller, parameters: JSON, facts: Facts) -> 
     parameters: as they came, unchecked. Raises UnknownProfile (also for a profile this caller may
     not see), OriginNotAllowed, NotPermitted, InvalidParameters.
     """
-    if caller.name not in profile.callers:
-        raise UnknownProfile("There is no such profile for this caller.")
-    if facts.origin and facts.origin not in profile.origins:
-        raise OriginNotAllowed("This origin may not use this profile.")
-    for claim, accepted in profile.require.items():
-        if not _matches(caller.claims.get(claim), accepted):
-            raise NotPermitted("This caller may not use this profile.", cause=f"claim {claim}")
-    checked = _parameters(profile, parameters)
+    trusted = _admit(profile, caller, facts)
+    checked = _parameters(profile, parameters, trusted)
     bound: dict[str, JSON] = {}
     settings = _settings(profile, caller, checked, facts, bound)
+    for group in profile.preset.file.exactly_one:
+        if len([name for name in group if name in settings]) != 1:
+            raise _exclusive(group)
+    _opt_in(profile, settings)
     return Grant(
         profile=profile.name,
         caller=caller,
@@ -49,6 +48,63 @@ def decide(profile: Profile, caller: Caller, parameters: JSON, facts: Facts) -> 
         bound=bound,
         facts=facts,
     )
+
+
+def follow_up(
+    profile: Profile, caller: Caller, parameters: Mapping[str, JSON], facts: Facts
+) -> Grant:
+    """The grant to go on with a session that this caller was given, decided anew.
+
+    parameters: of the mint, from the handle; where it does not keep them, settings that need them
+    are left out: no follow-up call of the profile does. Raises as `decide` does.
+    """
+    if profile.keeps_parameters:
+        return decide(profile, caller, dict(parameters), facts)
+    _admit(profile, caller, facts)
+    bound: dict[str, JSON] = {}
+    settings = _settings(profile, caller, None, facts, bound)
+    return Grant(
+        profile=profile.name, caller=caller, parameters={}, settings=settings, bound=bound,
+        facts=facts,
+    )  # fmt: skip
+
+
+def trusts(profile: Profile, caller: Caller, facts: Facts) -> bool:
+    """Is this one of the profile's own servers? Never with a browser's Origin."""
+    return caller.name in profile.trusted and not facts.origin
+
+
+def oversee(profile: Profile, caller: Caller, facts: Facts) -> Grant:
+    """The grant of a trusted caller to read what became of somebody else's session: only what the
+    configuration itself says. Raises NotPermitted."""
+    if not trusts(profile, caller, facts):
+        raise NotPermitted("This handle was made for somebody else.", cause="not trusted")
+    return Grant(
+        profile=profile.name, caller=caller, parameters={}, settings=profile.fixed, bound={},
+        facts=facts,
+    )  # fmt: skip
+
+
+def _admit(profile: Profile, caller: Caller, facts: Facts) -> bool:
+    """May they use this profile at all? Whether it trusts them."""
+    if caller.name not in profile.callers:
+        raise UnknownProfile("There is no such profile for this caller.")
+    if facts.origin and facts.origin not in profile.origins:
+        raise OriginNotAllowed("This origin may not use this profile.")
+    if trusts(profile, caller, facts):
+        return True
+    for claim, accepted in profile.require.items():
+        if not _matches(caller.claims.get(claim), accepted):
+            raise NotPermitted("This caller may not use this profile.", cause=f"claim {claim}")
+    return False
+
+
+def _opt_in(profile: Profile, settings: Mapping[str, JSON]) -> None:
+    """What the profile must say yes to in words before a request may have it."""
+    for rule in profile.preset.file.opt_in:
+        if value_at(settings, rule.at) == rule.equals and settings.get(rule.needs) is not True:
+            fault = Fault("/parameters", f"{rule.equals} as {rule.at} is refused by this profile")
+            raise InvalidParameters("The profile does not take this.", faults=[fault])
 
 
 def may_have_access_token(
@@ -75,10 +131,13 @@ def _matches(claim: JSON, accepted: frozenset[str]) -> bool:
     return any(isinstance(value, str) and value in accepted for value in values)
 
 
-def _parameters(profile: Profile, tree: JSON) -> dict[str, JSON]:
+def _parameters(profile: Profile, tree: JSON, trusted: bool) -> dict[str, JSON]:
     if not tree and isinstance(tree, dict) and not profile.parameters.declared:
         return {}
     if isinstance(tree, dict):
+        if not trusted and (said := sorted(profile.trusted_parameters & tree.keys())):
+            faults = [Fault(pointer("parameters", n), "is for trusted callers only") for n in said]
+            raise InvalidParameters("This caller may not say this.", faults=faults)
         for group in profile.preset.file.exactly_one:
             if len([name for name in group if name in tree]) > 1:
                 raise _exclusive(group)
@@ -98,30 +157,35 @@ def _exclusive(group: list[str]) -> InvalidParameters:
 def _settings(
     profile: Profile,
     caller: Caller,
-    parameters: Mapping[str, JSON],
+    parameters: Mapping[str, JSON] | None,
     facts: Facts,
     bound: dict[str, JSON],
 ) -> Mapping[str, JSON]:
-    """The settings, filled. `bound` is given what came from the caller or the parameters."""
+    """The settings, filled. `bound` is given what came from the caller, and from the parameters
+    where handles keep those. parameters: None leaves out the settings that need them."""
     if not profile.open_settings:
         return profile.fixed
     settings = dict(profile.fixed)
     for setting in profile.open_settings:
-        values = {hole: _value(hole, profile, caller, parameters, facts) for hole in setting.holes}
+        if parameters is None and any(hole.startswith("parameters.") for hole in setting.holes):
+            continue
+        said = parameters or {}
+        values = {hole: _value(hole, profile, caller, said, facts) for hole in setting.holes}
         try:
             filled = fill_tree(setting.template, values)
         except Unfillable as exc:
-            raise _unfit([exc.hole]) from None
-        bound.update({h: v for h, v in values.items() if h.startswith(_STABLE) and v is not ABSENT})
+            raise _unfit(setting, [exc.hole]) from None
+        stable = (*_FROM_CALLER, "parameters.") if profile.keeps_parameters else _FROM_CALLER
+        bound.update({h: v for h, v in values.items() if h.startswith(stable) and v is not ABSENT})
         if filled is ABSENT:
+            if setting.checker.declared[setting.name].required:
+                raise _unfit(setting, setting.holes)
             continue
-        _, faults = setting.checker.read({setting.name: filled})
+        found, faults = setting.checker.read({setting.name: filled})
         if faults:
-            raise _unfit(setting.holes)
-        settings[setting.name] = filled
-    for group in profile.preset.file.exactly_one:
-        if len([name for name in group if name in settings]) != 1:
-            raise _exclusive(group)
+            raise _unfit(setting, setting.holes, faults)
+        setting.checker.observe(found, observed(facts))
+        settings[setting.name] = found[setting.name]
     return settings
 
 
@@ -138,21 +202,23 @@ def _value(
         return parameters.get(key, ABSENT)
     if hole in profile.instants:
         return rfc3339(facts.now + profile.instants[hole])
-    return {
-        "caller.subject": caller.subject,
-        "uuid4": facts.unique,
-        "request.ip": facts.ip,
-        "request.user_agent": facts.user_agent,
-        "request.accept": facts.accept,
-    }[hole]
+    known = {"caller.subject": caller.subject, "uuid4": facts.unique, **observed(facts)}
+    return known[hole]
 
 
-def _unfit(holes: Sequence[str]) -> InvalidParameters | NotPermitted:
+def _unfit(
+    setting: OpenSetting, holes: Sequence[str], faults: Sequence[Fault] = ()
+) -> InvalidParameters | NotPermitted:
     """What fills a setting does not fit it: the request's fault if it came from there."""
     named = [hole.partition(".")[2] for hole in holes if hole.startswith("parameters.")]
-    if named:
-        return InvalidParameters(
-            "The parameters do not fit this profile.",
-            faults=[Fault(f"/parameters/{name}", "is missing or does not fit") for name in named],
+    if not named:
+        return NotPermitted(
+            "This caller may not use this profile.", cause=f"{list(holes)} do not fit"
         )
-    return NotPermitted("This caller may not use this profile.", cause=f"{list(holes)} do not fit")
+    whole = isinstance(setting.template, Template) and setting.template.whole is not None
+    if whole and faults:  # what the setting is told is what the parameter should be
+        here, there = pointer(setting.name), pointer("parameters", named[0])
+        told = [Fault(there + fault.pointer.removeprefix(here), fault.reason) for fault in faults]
+    else:
+        told = [Fault(pointer("parameters", one), "is missing or does not fit") for one in named]
+    return InvalidParameters("The parameters do not fit this profile.", faults=told)

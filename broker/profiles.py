@@ -6,7 +6,7 @@ settings have and may have, and which of settings that exclude each other it set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -14,11 +14,13 @@ from broker.declared import Checked, SecretRef
 from broker.errors import Fault
 from broker.faults import pointer, secret_hint
 from broker.file import ProfileEntry
-from broker.holes import Template, compile_tree, holes_in
+from broker.holes import Template, compile_tree, holes_in, value_at
 from broker.model import JSON
 from broker.presets import Preset
+from broker.presets.vocabulary import parts_of
 from broker.schedule import parse_duration
 from broker.snapshot import OpenSetting, Profile
+from broker.urls import plain_http
 
 FaultAt = Callable[[str, str], None]
 """Takes where, as a JSON Pointer, and what is wrong there."""
@@ -54,12 +56,11 @@ def make_profile(
             if hole == "now" or hole.startswith("now+"):
                 _instant(hole, at + pointer(setting), instants, fault)
     _check_choices(at, entry, preset, found, fault)
+    keeps = entry.rotation is not None or _follow_ups_need_parameters(preset, found)
+    _check_opt_in(at, preset, found, keeps, fault)
+    _check_urls(at, found, fault)
     secrets = {k: v for k, v in found.items() if isinstance(v, SecretRef)}
-    open_settings = tuple(
-        OpenSetting(k, v, holes, Checked({k: preset.file.settings[k]}))
-        for k, v in found.items()
-        if (holes := tuple(holes_in(v)))
-    )
+    open_settings = _open_settings(preset, found)
     not_fixed = {*secrets, *(one.name for one in open_settings)}
     return Profile(
         name=name,
@@ -71,13 +72,26 @@ def make_profile(
         secrets=secrets,
         credential=entry.credential,
         callers=frozenset(entry.allow.callers),
+        trusted=frozenset(entry.allow.trusted),
         origins=frozenset(entry.allow.origins),
         require={claim: frozenset(v) for claim, v in entry.allow.require.items()},
         parameters=Checked(entry.parameters),
+        trusted_parameters=frozenset(n for n, one in entry.parameters.items() if one.trusted),
+        keeps_parameters=keeps,
         rotation=entry.rotation,
         min_remaining=entry.min_remaining.total_seconds() if entry.min_remaining else None,
         rate_limit=entry.rate_limit,
     )
+
+
+def _open_settings(preset: Preset, found: Mapping[str, JSON]) -> tuple[OpenSetting, ...]:
+    """Those that a request has a part in: by holes, or by what is observed of it."""
+    settings = preset.file.settings
+    each = (
+        OpenSetting(name, value, tuple(holes_in(value)), Checked({name: settings[name]}))
+        for name, value in found.items()
+    )
+    return tuple(one for one in each if one.holes or one.checker.observes)
 
 
 def _check_hole(
@@ -85,11 +99,19 @@ def _check_hole(
 ) -> None:
     space, _, key = hole.partition(".")
     if space == "parameters" and key in entry.parameters:
+        if entry.parameters[key].trusted:
+            return
         if setting in preset.file.merchant and not entry.merchant_from_parameters:
             fault(
                 at,
                 "who the merchant is comes from claims or from this file; to let the request say "
                 "it, add merchant_from_parameters: true",
+            )
+        if setting in preset.file.guarded:
+            fault(
+                at,
+                f"{setting} comes from claims, from this file, or from a parameter with "
+                "trusted: true; a browser does not say it",
             )
     elif space == "parameters":
         fault(at, f"${{{hole}}}: this profile declares no such parameter")
@@ -131,3 +153,44 @@ def _chosen_by_request(value: JSON, entry: ProfileEntry) -> bool:
     space, _, name = value.whole.partition(".")
     declared = entry.parameters.get(name)
     return space == "parameters" and declared is not None and not declared.required
+
+
+def _follow_ups_need_parameters(preset: Preset, settings: Mapping[str, JSON]) -> bool:
+    """Does an action, or the revocation, send a setting that a request's parameters fill?"""
+    from_request = {
+        f"settings.{name}"
+        for name, value in settings.items()
+        if any(hole.startswith("parameters.") for hole in holes_in(value))
+    }
+    requests = [action.request for action in preset.file.actions.values()]
+    requests += [preset.file.revoke] if preset.file.revoke else []
+    return any(hole in from_request for one in requests for hole in holes_in(parts_of(one)))
+
+
+def _check_opt_in(
+    at: str, preset: Preset, settings: Mapping[str, JSON], keeps: bool, fault: FaultAt
+) -> None:
+    """What needs a yes in words: refused here where the file says it, by policy where a request
+    does; and never with handles that would have to keep it."""
+    for rule in preset.file.opt_in:
+        if settings.get(rule.needs) is True:
+            if keeps:
+                fault(at + pointer(rule.needs), "a handle would have to keep what this lets in")
+        elif value_at(settings, rule.at) == rule.equals:
+            fault(at + rule.at, f"{rule.equals!r} needs {rule.needs}: true")
+
+
+def _check_urls(at: str, settings: Mapping[str, JSON], fault: FaultAt) -> None:
+    """Addresses that are given to the upstream: what it posts or appends there is secret too."""
+    for name, value in settings.items():
+        for text in _texts_in(value):
+            if plain_http(text, []):
+                fault(at + pointer(name), "an address on a network begins with https://")
+
+
+def _texts_in(tree: JSON) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _texts_in(value)

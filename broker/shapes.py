@@ -38,6 +38,12 @@ class ActBody(_Body):
 
     handle: HandleText
     data: dict[str, Any] = Field(default={}, description="as the action declares it")
+    session_token: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="the session's own token, to make the call with in place of our credential",
+    )
 
 
 class SessionAnswer(BaseModel):

@@ -37,6 +37,7 @@ class Profile:
 
     fixed: settings without holes. open_settings: those with.
     instants: what `${now+…}` holes add, by hole. min_remaining: seconds; None is a share of life.
+    keeps_parameters: does a handle need them, for a successor or a follow-up call?
     """
 
     name: str
@@ -48,9 +49,12 @@ class Profile:
     secrets: Mapping[str, SecretRef]
     credential: str | None
     callers: frozenset[str]
+    trusted: frozenset[str]
     origins: frozenset[str]
     require: Mapping[str, frozenset[str]]
     parameters: Checked
+    trusted_parameters: frozenset[str]
+    keeps_parameters: bool
     rotation: Rotation | None
     min_remaining: float | None
     rate_limit: RateLimitItem | None

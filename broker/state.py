@@ -78,3 +78,9 @@ class State:
         """By chain id: the upstream's name of its newest session, where it can be revoked."""
         self.answers: Remembered[Answered[Any]] = Remembered(clock, MOST_BYTES)
         """By digest of caller, profile and key."""
+        self.expected: Remembered[tuple[str, str]] = Remembered(clock)
+        """By upstream and its name of a session: profile and chain, where callbacks may come."""
+        self.results: Remembered[Any] = Remembered(clock, MOST_BYTES)
+        """By upstream and its name of a session: how it ended."""
+        self.events: Remembered[bool] = Remembered(clock)
+        """By profile and the upstream's name of a signed event: that it was dealt with."""

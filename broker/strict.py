@@ -77,17 +77,21 @@ def _checked(tree: JSON, suspect: bool) -> JSON:
 _decode = json.JSONDecoder(
     object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float
 ).decode
+_decode_any = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_int=str, parse_float=str
+).decode
 
 
-def read_json(raw: bytes | str) -> JSON:
+def read_json(raw: bytes | str, *, any_number: bool = False) -> JSON:
     """A JSON text (RFC 8259, UTF-8) as a tree. Raises `Unreadable` only.
 
     What comes out can be written again by any encoder: numbers are finite and fit 64 bits, texts
     are Unicode without lone surrogates (`"\\ud800"` is JSON, but no text).
+    any_number: numbers of any size may be in it, and come out as their text.
     """
     try:
         text = raw.decode() if isinstance(raw, bytes) else raw
-        tree = _decode(text)
+        tree = (_decode_any if any_number else _decode)(text)
         suspect = "\\ud" in text or "\\uD" in text or not isinstance(raw, bytes)
         deep = text.count("[") + text.count("{") > _DEEPEST
         return _checked(tree, suspect) if suspect or deep else tree

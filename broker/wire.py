@@ -11,6 +11,7 @@ import math
 import os
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -132,13 +133,18 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -
         raise RequestTimeout("The body did not come in time.") from None
 
 
+def is_json(headers: Mapping[bytes, bytes]) -> bool:
+    """Does the request say that its body is JSON?"""
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return kind == b"application/json"
+
+
 def parse_body(headers: dict[bytes, bytes], raw: bytes, shape: type[B]) -> B:
     """The body as `shape`; an empty one counts as `{}`.
 
     Only JSON is read, so that no form of a foreign page can ask for anything. Raises
     UnsupportedMediaType, MalformedRequest."""
-    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if (raw or kind) and kind != b"application/json":
+    if (raw or b"content-type" in headers) and not is_json(headers):
         raise UnsupportedMediaType("The body must be application/json.")
     try:
         return shape.model_validate(read_json(raw) if raw else {})

@@ -23,11 +23,11 @@ from broker.file import (
     IntrospectionCaller,
     JwtCaller,
     ProfileEntry,
-    json_schema,
 )
 from broker.holes import Template
 from broker.model import JSON
 from broker.presets import load_preset, packaged
+from broker.schema import json_schema
 from broker.snapshot import Snapshot, secret_refs
 from broker.strict import read_yaml
 
@@ -638,7 +638,7 @@ def test_any_bytes_are_a_config_error(raw: bytes) -> None:
 
 
 def _schema() -> dict[str, Any]:
-    return json_schema({n: load_preset(n, Path()).settings.json_schema() for n in packaged()})
+    return json_schema({n: load_preset(n, Path()).settings.json_schema(n) for n in packaged()})
 
 
 def test_the_schema_is_one_and_takes_the_contracts_example() -> None:

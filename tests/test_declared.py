@@ -16,15 +16,12 @@ from broker.declared import (
     Parameter,
     SecretRef,
     Strict,
-    Url,
-    is_loopback,
-    is_url,
-    plain_http,
 )
 from broker.errors import Fault
 from broker.faults import faults_of, pointer, secret_hint
 from broker.holes import Template
 from broker.model import JSON
+from broker.urls import Url, is_loopback, is_url, plain_http
 
 CANARY = "c4nary"
 

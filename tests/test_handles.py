@@ -254,7 +254,7 @@ def test_a_chain_keeps_its_name_beginning_and_person() -> None:
     name of its own, new instants, and all else the same."""
     grant = _grant({"claims.merchant_id": "m-1"}, {"a": 1})
     soon, later = NOW + timedelta(minutes=15), NOW + timedelta(minutes=25)
-    first = first_link(grant, "s1", issued_at=NOW, expires_at=soon)
+    first = first_link(grant, "s1", {"a": 1}, issued_at=NOW, expires_at=soon)
     again = _grant({"claims.merchant_id": "m-1"}, {"a": 1}, unique="v")
     second = next_link(first, again, "s2", issued_at=soon, expires_at=later)
     said = {"bound": bound_of(grant), "parameters": {"a": 1}}

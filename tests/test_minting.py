@@ -897,6 +897,7 @@ async def test_actions_of_one_session_take_turns(told: Broker, acme: FakeAcme) -
     """Three actions at once on one session reach the upstream one after the other; another
     session's is not held up."""
     handle = (await told.mint(profile="acme")).json()["handle"]
+    acme.name = "another"
     other = (await told.mint(profile="acme")).json()["handle"]
     gate = asyncio.Event()
     transport: Any = told.app._transport

@@ -200,6 +200,7 @@ def test_every_hole_is_filled_from_where_it_says() -> None:
         {hole: f"${{{hole}}}" for hole in holes},
         parameters={"a": {"type": "integer"}},
         merchant_from_parameters=True,
+        rotation={},
     )
     grant = decide(profile, _caller(), {"a": 7}, FACTS)
     expected = ["owner", 7, "zoë", "203.0.113.9", "Mozilla/5.0 (ü)", "*/*", FACTS.unique,
@@ -230,19 +231,31 @@ def test_both_or_neither_of_nmis_ways_in_a_request(
 
 @pytest.mark.parametrize("way", ["gateway", "merchant-central"])
 def test_a_request_chooses_one(way: str) -> None:
-    """And only that one is in the grant."""
+    """And only that one is in the grant; it binds successors, where there are any."""
     grant = decide(_profile(CHOICE), _caller(), {way: {"merchant_id": "m-9"}}, FACTS)
     assert grant.settings.keys() & {"gateway", "merchant-central"} == {way}
     assert grant.settings[way] == {"merchant_id": "m-9"}
-    assert grant.bound == {f"parameters.{way}": {"merchant_id": "m-9"}}
+    assert grant.bound == {}
+    rotating = decide(
+        _profile({**CHOICE, "rotation": {}}), _caller(), {way: {"merchant_id": "m-9"}}, FACTS
+    )
+    assert rotating.bound == {f"parameters.{way}": {"merchant_id": "m-9"}}
 
 
-@pytest.mark.parametrize("value", [None, "m", 5, [], {}, {"merchant_id": "../x"}, {"x": 1}])
-def test_what_a_request_says_must_fit_the_setting_too(value: JSON) -> None:
-    """The parameter's own declaration is not all: the preset's is checked again, filled."""
+@pytest.mark.parametrize(
+    ("value", "at"),
+    [
+        (None, [""]), ("m", [""]), (5, [""]), ([], [""]), ({}, ["/merchant_id"]),
+        ({"merchant_id": "../x"}, ["/merchant_id"]), ({"x": 1}, ["/merchant_id", ""]),
+    ],
+)  # fmt: skip
+def test_what_a_request_says_must_fit_the_setting_too(value: JSON, at: list[str]) -> None:
+    """The parameter's own declaration is not all: the preset's is checked again, filled, and its
+    faults are told where the request said it."""
     with pytest.raises(InvalidParameters) as caught:
         decide(_profile(CHOICE), _caller(), {"gateway": value}, FACTS)
-    assert [fault.pointer for fault in caught.value.faults] == ["/parameters/gateway"]
+    found = [fault.pointer for fault in caught.value.faults]
+    assert found == [f"/parameters/gateway{one}" for one in at]
 
 
 def test_a_parameter_that_is_not_there() -> None:

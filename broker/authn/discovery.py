@@ -12,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from broker.authn.keysets import KeySet, read_keys
 from broker.authn.proof import Asking, read_object, unavailable
-from broker.declared import Url, is_loopback
 from broker.errors import UpstreamUnavailable
 from broker.model import JSON
 from broker.schedule import Clock
 from broker.strict import Unreadable
+from broker.urls import Url, is_loopback
 
 _ACCEPT = {"Accept": "application/json"}
 _ACCEPT_KEYS = {"Accept": "application/jwk-set+json, application/json"}

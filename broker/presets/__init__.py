@@ -6,6 +6,7 @@ knows a request.
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from broker.declared import Checked
 from broker.errors import ConfigError, Fault
 from broker.faults import faults_of
-from broker.presets.vocabulary import PresetFile
+from broker.presets.vocabulary import Environment, PresetFile
 from broker.strict import Unreadable, read_yaml
 
 
@@ -62,3 +63,11 @@ def load_preset(name: str, base: Path) -> Preset:
         return parse_preset(name, path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not UTF-8, or a path that cannot be one
         raise ConfigError([Fault("", "the preset file cannot be read")]) from None
+
+
+def environment_of(file: PresetFile, base_url: str) -> tuple[str, Environment] | None:
+    """The environment that an address belongs to, by its name; None for an address of ours."""
+    for name, environment in file.environments.items():
+        if re.fullmatch(environment.base_url, base_url):
+            return name, environment
+    return None

@@ -5,19 +5,37 @@ What it cannot say gets a Python file in `upstreams/`. Shapes only: nothing here
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from broker.declared import Declared, Duration, Parameter, Strict, Url
+from broker.declared import OBSERVED, Declared, Duration, OneOrMany, Parameter, Strict
 from broker.holes import Template, compile_tree, holes_in, is_template
 from broker.model import Reuse
+from broker.urls import Url
 
 Pointer = Annotated[str, StringConstraints(pattern=r"^(/[^/]+)+$")]
+Pointers = Annotated[list[Pointer], OneOrMany(), Field(min_length=1)]
+"""Where a value may be; the first place that has one counts."""
 Tree = Annotated[Any, BeforeValidator(compile_tree)]
 Text = Annotated[str | Template, BeforeValidator(lambda v: Template(v) if is_template(v) else v)]
+View = list[Pointers]
+"""What of an answer is let out: these members, each in its place (of several, the first's)."""
+VERBATIM = "verbatim"
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error:
+        raise ValueError("the pattern is not a regular expression") from None
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
 def _path(value: str | Template) -> str | Template:
@@ -53,6 +71,8 @@ class Authorization(Strict):
 
     secret: the setting that holds it. place: header or body. prefix: before it in the header; by
     default "Bearer " for Authorization. members: where in the JSON body; each with a parent there.
+    form: secret settings by the form field that carries them. Of secret and access_token a preset
+    may name both; a profile then sets one. scopes: the credential asks for one of these, or none.
     """
 
     secret: str | None = None
@@ -61,17 +81,33 @@ class Authorization(Strict):
     header: Text = "Authorization"
     prefix: str | None = None
     members: list[Pointer] = []
+    form: dict[str, str] = {}
+    scopes: list[str] = []
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.secret is not None) == self.access_token:
-            raise ValueError("give exactly one of secret and access_token")
+        if not (self.secret is not None or self.access_token) != bool(self.form):
+            raise ValueError("give secret, access_token or both; or else form")
         return self
+
+    @property
+    def secrets(self) -> list[str]:
+        """The settings that hold them."""
+        return [*([self.secret] if self.secret else []), *self.form.values()]
+
+
+class SessionAuthorization(Strict):
+    """How a session's own token authorises a follow-up call, in place of our credential."""
+
+    header: str = "Authorization"
+    prefix: str = "Bearer "
 
 
 class Expiry(Strict):
     """Where the answer says when the token ends. `default`: if it does not say; else nonsense.
 
+    lifetime: the setting with the life that we ask for (`${expires_at}` in the request), or that is
+    our own policy where the upstream tells of none; it takes the place of `default`.
     most: a longer life is cut to this. A life that is over or unreadable is always nonsense.
     """
 
@@ -80,6 +116,7 @@ class Expiry(Strict):
         default="rfc3339", alias="as"
     )
     default: Duration | None = None
+    lifetime: str | None = None
     most: Duration = timedelta(hours=24)
 
 
@@ -87,27 +124,112 @@ class Answer(Strict):
     """What a good answer looks like."""
 
     statuses: list[int] = Field(default=[200, 201], min_length=1)
-    token: Pointer
+    token: Pointers
     id: Pointer | None = None
     expiry: Expiry
+
+
+class Refusal(Strict):
+    """What a refusal means where its status alone does not say it; the first that fits counts.
+
+    at, pattern: a text of the answer, or one of a list of texts, in which the pattern is found.
+    busy: the session is being worked on by another call; it is tried again after a moment.
+    done: what was asked for has happened, though something else of it failed; the log is told.
+    """
+
+    status: int
+    at: Pointer | None = None
+    pattern: Pattern = ""
+    means: Literal[
+        "action-not-allowed",
+        "busy",
+        "done",
+        "handle-expired",
+        "invalid-parameters",
+        "upstream-unavailable",
+    ]
+
+
+class Diagnosis(Strict):
+    """What of a refusal is told to the log: names of causes, and the upstream's request id."""
+
+    codes: Pointers
+    request_id: Pointer | None = None
+    request_id_header: str = "x-request-id"
+
+
+class Trusted(Strict):
+    """What a caller whom the profile trusts gets of an action, also with a handle made for others.
+
+    within: how long after the session was made, though its own life be over.
+    """
+
+    output: str
+    within: Duration
 
 
 class Action(Strict):
     """A follow-up call about a live session. `data`: what the caller may send along.
 
-    output: members of the upstream's answer (pointers) that the caller gets.
-    conflict: statuses of the upstream that mean "not in this state".
+    output: members of the upstream's answer (pointers) that the caller gets, or a view's name, or
+    `verbatim`. conflict: statuses of the upstream that mean "not in this state".
     """
 
     request: Request
     data: dict[str, Parameter] = {}
     statuses: list[int] = Field(default=[200, 204], min_length=1)
     conflict: list[int] = []
-    output: dict[str, Pointer] = {}
+    output: dict[str, Pointer] | str = {}
+    trusted: Trusted | None = None
+
+
+class Signature(Strict):
+    """An HMAC-SHA256 over the raw body, in hex, in a header; `secret`: the setting with its key."""
+
+    secret: str
+    header: str
+
+
+class Callbacks(Strict):
+    """What the upstream posts about a session. Never believed: `read` is the action that asks.
+
+    session: where a body names its session, and `pattern` how such names look. event: where a
+    signed one has its own name. final: texts at `final_at` with which a session is over, `unless`
+    a list still has something in it.
+    """
+
+    read: str
+    session: Pointers
+    pattern: Pattern
+    event: Pointer | None = None
+    signature: Signature | None = None
+    final_at: Pointer
+    final: list[str] = Field(min_length=1)
+    unless: Pointer | None = None
+
+
+class OptIn(Strict):
+    """A setting's value that is refused unless the profile says yes to it, by `needs`."""
+
+    needs: str
+    at: Pointer
+    equals: str
+
+
+class Environment(Strict):
+    """What belongs together, so that a key for one is not sent to the other."""
+
+    base_url: Pattern
+    token_url: Pattern = ""
+    secrets: dict[str, Pattern] = {}
 
 
 class PresetFile(Strict):
-    """One upstream, declared."""
+    """One upstream, declared.
+
+    merchant: settings that say whose account it is. guarded: those that say what is owed, and where
+    people are sent; a browser's parameters reach neither.
+    """
 
     summary: str
     documentation: str = ""
@@ -115,25 +237,65 @@ class PresetFile(Strict):
     base_url: Url | None = None
     settings: dict[str, Declared] = {}
     exactly_one: list[list[str]] = []
-    merchant: list[str] = Field(default=[], description="settings that say whose account it is")
+    merchant: list[str] = []
+    guarded: list[str] = []
+    opt_in: list[OptIn] = []
+    environments: dict[str, Environment] = {}
     authorization: Authorization
+    session_authorization: SessionAuthorization | None = None
     request: Request
     answer: Answer
-    output: Tree = Field(description="a template, or `verbatim` for the upstream's own answer")
+    views: dict[str, View] = {}
+    output: Tree = Field(description="a template, a view's name, or `verbatim`")
+    refusals: list[Refusal] = []
+    diagnosis: Diagnosis | None = None
     actions: dict[str, Action] = {}
+    callbacks: Callbacks | None = None
     revoke: Request | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelt_out(cls, tree: Any) -> Any:
+        """`like: NAME` in an action's data is that setting's declaration; `@NAME` in a view is all
+        of that view."""
+        if not isinstance(tree, dict):
+            return tree
+        for action in _entries(tree.get("actions")).values():
+            data = _entries(_entries(action).get("data"))
+            for name, one in data.items():
+                data[name] = spelt_out(one, _entries(tree.get("settings")))
+        views = _entries(tree.get("views"))
+        for name, view in views.items():
+            if isinstance(view, list):
+                views[name] = [
+                    inner
+                    for one in view
+                    for inner in (views.get(one[1:], [one]) if str(one)[:1] == "@" else [one])
+                ]
+        return tree
 
     @model_validator(mode="after")
     def _names(self) -> Self:
-        named = {*self.merchant, *(name for group in self.exactly_one for name in group)}
-        if self.authorization.secret:
-            named.add(self.authorization.secret)
+        named = {*self._settings_named(), *self.authorization.secrets}
         if unknown := named - self.settings.keys():
             raise ValueError(f"names settings that are not declared: {', '.join(sorted(unknown))}")
         secrets = {name for name, one in self.settings.items() if one.type == "secret"}
-        held = self.authorization.secret
-        if held and not (held in secrets and self.settings[held].required):
-            raise ValueError("authorization.secret names a required setting of type secret")
+        either = self.authorization.access_token
+        for held in self.authorization.secrets:
+            if held not in secrets or self.settings[held].required == either:
+                other = ", or an optional one beside access_token" if either else ""
+                raise ValueError(
+                    "authorization.secret names a required setting of type secret" + other
+                )
+        views = [self.output, *(a.output for a in self.actions.values())]
+        views += [a.trusted.output for a in self.actions.values() if a.trusted]
+        if unknown := {v for v in views if isinstance(v, str)} - {VERBATIM, *self.views}:
+            raise ValueError(f"names views that are not declared: {', '.join(sorted(unknown))}")
+        if self.callbacks and self.callbacks.read not in self.actions:
+            raise ValueError("callbacks.read names an action")
+        lifetime = self.settings.get(self.answer.expiry.lifetime or "")
+        if lifetime and (lifetime.type != "duration" or lifetime.default is None):
+            raise ValueError("expiry.lifetime names a setting of type duration with a default")
         sent = frozenset(
             {"uuid4", *(f"settings.{name}" for name in self.settings.keys() - secrets)}
         )
@@ -142,20 +304,47 @@ class PresetFile(Strict):
                 raise ValueError(f"${{{hole}}} is not known here")
         return self
 
+    def _settings_named(self) -> Iterator[str]:
+        """Settings that other parts of the file name."""
+        yield from (*self.merchant, *self.guarded)
+        yield from (name for group in self.exactly_one for name in group)
+        for rule in self.opt_in:
+            yield from (rule.needs, rule.at.split("/")[1])
+        for environment in self.environments.values():
+            yield from environment.secrets
+        if self.callbacks and self.callbacks.signature:
+            yield self.callbacks.signature.secret
+        if self.answer.expiry.lifetime:
+            yield self.answer.expiry.lifetime
+
     def _holes(self, sent: frozenset[str]) -> Iterable[tuple[str, frozenset[str]]]:
         """Every hole, with those that `upstreams` fills there."""
         auth = (self.authorization.place, self.authorization.header)
-        for tree in (auth, *_parts(self.request)):
-            yield from ((hole, sent) for hole in holes_in(tree))
+        first = sent | {"expires_at"} if self.answer.expiry.lifetime else sent
+        yield from ((hole, sent) for hole in holes_in(auth))
+        yield from ((hole, first) for hole in holes_in(parts_of(self.request)))
         yield from ((hole, SESSION_HOLES) for hole in holes_in(self.output))
-        request = {"request.ip", "request.user_agent", "request.accept"}
         for action in self.actions.values():
             data = {"data", *(f"data.{name}" for name in action.data)}
-            follow_up = sent | {"session.id"} | request | data
-            yield from ((hole, follow_up) for hole in holes_in(_parts(action.request)))
+            follow_up = sent | {"session.id", *OBSERVED} | data
+            yield from ((hole, follow_up) for hole in holes_in(parts_of(action.request)))
         if self.revoke:
-            yield from ((hole, sent | {"session.id"}) for hole in holes_in(_parts(self.revoke)))
+            yield from ((hole, sent | {"session.id"}) for hole in holes_in(parts_of(self.revoke)))
 
 
-def _parts(request: Request) -> tuple[Any, ...]:
+def parts_of(request: Request) -> tuple[Any, ...]:
+    """Where a request may have holes."""
     return request.path, request.headers, request.json_, request.form
+
+
+def _entries(tree: Any) -> dict[str, Any]:
+    return tree if isinstance(tree, dict) else {}
+
+
+def spelt_out(declared: Any, settings: Mapping[str, Any]) -> Any:
+    """A declaration that says `like: NAME` as that setting's own, with what it says besides."""
+    if not isinstance(declared, dict) or declared.get("like") not in settings:
+        return declared
+    rest = {key: value for key, value in declared.items() if key != "like"}
+    base = settings[declared["like"]]
+    return {**{k: v for k, v in _entries(base).items() if k not in ("default", "required")}, **rest}

@@ -7,13 +7,16 @@ upstream gets into an error. A token whose end is unknown, unreadable or past is
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+
+import orjson
 
 from broker.errors import UpstreamNonsense
 from broker.holes import ABSENT, fill_tree, value_at
 from broker.model import JSON, ComponentSession, Life, Secret
-from broker.presets.vocabulary import Expiry, PresetFile
+from broker.presets.vocabulary import VERBATIM, Expiry, PresetFile
 from broker.schedule import rfc3339
 from broker.strict import Unreadable, read_json
 from broker.upstreams.transport import Answer
@@ -26,22 +29,30 @@ _MOST_NUMBER = 1e13
 """Over today in epoch milliseconds (1.8e12), under where `timedelta` ends (8.6e13 s)."""
 
 
-def session_of(file: PresetFile, answer: Answer, sent: float, wall: datetime) -> ComponentSession:
+def session_of(
+    file: PresetFile,
+    answer: Answer,
+    sent: float,
+    wall: datetime,
+    lifetime: timedelta | None = None,
+) -> ComponentSession:
     """What was minted.
 
-    sent: monotonic seconds, and wall: the instant, when it was asked for. Raises UpstreamNonsense.
+    sent: monotonic seconds, and wall: the instant, when it was asked for. lifetime: what the answer
+    need not tell. Raises UpstreamNonsense.
     """
-    tree = tree_of(answer)
+    tree = tree_of(answer, verbatim=file.output == VERBATIM)
     shape = file.answer
-    token = value_at(tree, shape.token)
+    token = first_at(tree, shape.token)
     if not (isinstance(token, str) and 0 < len(token) <= _MOST_TOKEN and token.isprintable()):
         raise UpstreamNonsense("The upstream's answer has no token.")
     name = value_at(tree, shape.id) if shape.id else None
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= 255):
         raise UpstreamNonsense("The upstream's answer has no session id.")
-    life = _life(file.answer.expiry, tree, answer, sent, wall)
-    output = tree
-    if file.output != "verbatim":
+    life = _life(file.answer.expiry, tree, answer, sent, wall, lifetime)
+    if isinstance(file.output, str):
+        output = shown(file, file.output, tree, answer)
+    else:
         output = fill_tree(
             file.output,
             {
@@ -54,13 +65,50 @@ def session_of(file: PresetFile, answer: Answer, sent: float, wall: datetime) ->
     return ComponentSession(Secret(token), name, life, output, answer.status == 202)
 
 
-def _life(expiry: Expiry, tree: JSON, answer: Answer, sent: float, wall: datetime) -> Life:
+def shown(file: PresetFile, view: str, tree: JSON, answer: Answer) -> JSON:
+    """What a view lets out of an answer: listed members, each in its place, and nothing else; or
+    the answer as it came, for encoders to put in as it stands."""
+    if view == VERBATIM:
+        return orjson.Fragment(answer.body)
+    found: dict[str, JSON] = {}
+    for places in file.views[view]:
+        value = first_at(tree, places)
+        if value is not ABSENT:
+            _put(found, places[0].split("/")[1:], value)
+    return found
+
+
+def _put(tree: dict[str, JSON], steps: list[str], value: JSON) -> None:
+    *parents, last = (step.replace("~1", "/").replace("~0", "~") for step in steps)
+    for step in parents:
+        tree = tree.setdefault(step, {})
+    tree[last] = value
+
+
+def first_at(tree: JSON, places: Sequence[str]) -> JSON:
+    """The first value that there is at these JSON Pointers, or ABSENT; null counts as none."""
+    for place in places:
+        value = value_at(tree, place)
+        if value is not ABSENT and value is not None:
+            return value
+    return ABSENT
+
+
+def _life(
+    expiry: Expiry,
+    tree: JSON,
+    answer: Answer,
+    sent: float,
+    wall: datetime,
+    assumed: timedelta | None,
+) -> Life:
     """How long the session is good, counted from when it was asked for."""
     value = value_at(tree, expiry.at) if expiry.at else ABSENT
     if value is ABSENT or value is None:
-        if expiry.default is None:
+        known = assumed if assumed is not None else expiry.default
+        if known is None:
             raise UpstreamNonsense("The upstream's answer has no expiry.")
-        lifetime = expiry.default
+        lifetime = known
     elif expiry.kind == "seconds":
         lifetime = timedelta(seconds=_number(value))
     else:
@@ -71,9 +119,10 @@ def _life(expiry: Expiry, tree: JSON, answer: Answer, sent: float, wall: datetim
     return Life(wall + lifetime, lifetime, sent + lifetime.total_seconds())
 
 
-def tree_of(answer: Answer) -> JSON:
+def tree_of(answer: Answer, *, verbatim: bool = False) -> JSON:
+    """verbatim: the body itself is passed on, so numbers that we could not write again may be."""
     try:
-        tree = read_json(answer.body)
+        tree = read_json(answer.body, any_number=verbatim)
     except Unreadable as exc:
         raise UpstreamNonsense("The upstream's answer is not JSON.", cause=exc.reason) from None
     if not isinstance(tree, dict):

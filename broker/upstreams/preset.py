@@ -1,46 +1,48 @@
 """A declared upstream: makes the calls that a preset's data file describes.
 
 A `SessionSource` without memory: one grant, one call (two where our access token turned out to be
-revoked). The secret goes in last, into a copy, so that templates, logs and errors only ever hold
-the request without it. Nothing of an upstream's answer leaves but what the preset lets out.
+revoked). Nothing of an upstream's answer leaves but what the preset lets out.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import structlog
 
-from broker.errors import (
-    ActionNotAllowed,
-    BrokerError,
-    UpstreamNonsense,
-    UpstreamRefused,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-    outcome_of,
-)
+from broker.errors import BrokerError, HandleExpired, UpstreamNonsense, UpstreamTimeout, outcome_of
 from broker.holes import ABSENT, value_at
 from broker.keyring import Keyring
 from broker.metrics import Metrics
-from broker.model import (
-    JSON,
-    ComponentSession,
-    Grant,
-    Outcome,
-    TokenSource,
-)
-from broker.presets.vocabulary import Request
-from broker.schedule import Clock, parse_retry_after
+from broker.model import JSON, ComponentSession, Grant, Outcome, TokenSource, observed
+from broker.presets.vocabulary import VERBATIM, Request
+from broker.schedule import Clock, rfc3339
 from broker.snapshot import Profile
-from broker.upstreams.answers import session_of, tree_of
+from broker.upstreams.answers import session_of, shown, tree_of
+from broker.upstreams.refusals import Busy, Done, refusal_of
 from broker.upstreams.sending import Sender
 from broker.upstreams.transport import Answer, Transport
 
 _log = structlog.get_logger("upstream")
 V = TypeVar("V")
+_BUSY_WAITS = (0.2, 0.4, 0.8)
+"""Seconds before another try where somebody else works on the session: other callers of the
+upstream, as our own calls about one session take turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What a follow-up call gave. output: for the caller; trusted: for one whom the profile trusts,
+    None where there is nothing more. final: the state in which the session is over, else ""."""
+
+    status: int
+    output: JSON
+    trusted: JSON
+    final: str
 
 
 class Upstream:
@@ -62,6 +64,7 @@ class Upstream:
         file = profile.preset.file
         self._file = file
         self._name = profile.name
+        self._fixed = profile.fixed
         self._clock = clock
         self._metrics = metrics
         self._sender = Sender(
@@ -79,10 +82,13 @@ class Upstream:
         values["uuid4"] = grant.facts.unique
         sent = self._clock.monotonic()
         wall = self._clock.now()
+        lifetime = self._lifetime(grant, wall)
+        if lifetime is not None:
+            values["expires_at"] = rfc3339(wall + lifetime)
 
         def parse(answer: Answer) -> ComponentSession:
-            self._expect(answer, self._file.answer.statuses, ())
-            return session_of(self._file, answer, sent, wall)
+            self._expect(answer, self._file.answer.statuses, [])
+            return session_of(self._file, answer, sent, wall, lifetime)
 
         try:
             return await self._call("session", self._file.request, values, parse)
@@ -90,30 +96,94 @@ class Upstream:
             self._metrics.mint_unknown(self._name)  # a session may have been made
             raise
 
-    async def act(
-        self, name: str, grant: Grant, session_id: str | None, data: Mapping[str, JSON]
-    ) -> tuple[int, dict[str, JSON]]:
-        """A follow-up call: the upstream's status and what the preset lets out of its answer.
+    def _lifetime(self, grant: Grant, wall: datetime) -> timedelta | None:
+        """The life that the profile gives a session, to a whole second as it is told upstream."""
+        setting = self._file.answer.expiry.lifetime
+        if setting is None:
+            return None
+        end = wall + timedelta(seconds=grant.settings[setting])
+        return end.replace(microsecond=0) - wall
 
-        Raises ActionNotAllowed where the upstream says so, UpstreamError."""
+    async def act(
+        self,
+        name: str,
+        grant: Grant,
+        session_id: str | None,
+        data: Mapping[str, JSON],
+        session_token: str | None = None,
+    ) -> Acted:
+        """A follow-up call. session_token: makes it in place of our own credential.
+
+        Raises ActionNotAllowed, HandleExpired or InvalidParameters where the upstream says so,
+        UpstreamError."""
         action = self._file.actions[name]
         values = _settings_values(grant.settings) | {
             "uuid4": grant.facts.unique,
             "session.id": session_id if session_id is not None else ABSENT,
             "data": dict(data),
-            "request.ip": grant.facts.ip,
-            "request.user_agent": grant.facts.user_agent,
-            "request.accept": grant.facts.accept,
+            **observed(grant.facts),
         }
         values |= {f"data.{key}": value for key, value in data.items()}
 
-        def parse(answer: Answer) -> tuple[int, dict[str, JSON]]:
-            self._expect(answer, action.statuses, action.conflict)
-            tree = tree_of(answer) if action.output else {}
-            found = {label: value_at(tree, pointer) for label, pointer in action.output.items()}
-            return answer.status, {k: v for k, v in found.items() if v is not ABSENT}
+        def parse(answer: Answer) -> Acted:
+            if session_token is not None and answer.status == 401:
+                raise HandleExpired("The session token is not good any more.", cause="status 401")
+            return self._acted(name, answer)
 
-        return await self._call(f"action_{name}", action.request, values, parse)
+        for wait in (*_BUSY_WAITS, None):
+            try:
+                return await self._call(
+                    f"action_{name}", action.request, values, parse, session_token
+                )
+            except Busy:
+                if wait is None:
+                    raise
+                await self._clock.sleep(wait)
+        raise AssertionError  # the last turn of the loop returns or raises
+
+    async def reread(self, session_id: str) -> Acted:
+        """What the upstream says of a session, asked for on our own account. Raises UpstreamError,
+        HandleExpired for a session that it does not know."""
+        callbacks = self._file.callbacks
+        assert callbacks is not None  # noqa: S101  (`callbacks` asks for no other)
+        action = self._file.actions[callbacks.read]
+        values = _settings_values(self._fixed) | {"session.id": session_id}
+
+        def parse(answer: Answer) -> Acted:
+            return self._acted(callbacks.read, answer)
+
+        return await self._call("reread", action.request, values, parse)
+
+    def _acted(self, name: str, answer: Answer) -> Acted:
+        """What the caller may see of an answer. Raises what its refusal means."""
+        file = self._file
+        action = file.actions[name]
+        try:
+            self._expect(answer, action.statuses, action.conflict)
+        except Done as exc:
+            _log.warning("done_but", profile=self._name, action=name, cause=exc.cause)
+            return Acted(204, {}, None, "")
+        tree: JSON = {}
+        if answer.status != 204 and (action.output or action.trusted):
+            tree = tree_of(answer, verbatim=action.output == VERBATIM)
+        output: JSON
+        if isinstance(action.output, str):
+            output = shown(file, action.output, tree, answer) if answer.body else {}
+        else:
+            found = {label: value_at(tree, pointer) for label, pointer in action.output.items()}
+            output = {k: v for k, v in found.items() if v is not ABSENT}
+        trusted = shown(file, action.trusted.output, tree, answer) if action.trusted else None
+        return Acted(answer.status, output, trusted, self._final(name, tree))
+
+    def _final(self, name: str, tree: JSON) -> str:
+        """The state in which a session is over, where this reading says so."""
+        callbacks = self._file.callbacks
+        if callbacks is None or callbacks.read != name:
+            return ""
+        state = value_at(tree, callbacks.final_at)
+        if callbacks.unless and value_at(tree, callbacks.unless) not in (ABSENT, None, []):
+            return ""
+        return state if state in callbacks.final else ""
 
     async def revoke(self, grant: Grant, session_id: str | None) -> bool:
         """Ends a session upstream, where the preset says how. Whether that was done."""
@@ -123,7 +193,7 @@ class Upstream:
         values |= {"session.id": session_id, "uuid4": grant.facts.unique}
 
         def parse(answer: Answer) -> bool:
-            self._expect(answer, [200, 202, 204, 404, 410], ())
+            self._expect(answer, [200, 202, 204, 404, 410], [])
             return True
 
         try:
@@ -138,12 +208,13 @@ class Upstream:
         request: Request,
         values: Mapping[str, Any],
         parse: Callable[[Answer], V],
+        session_token: str | None = None,
     ) -> V:
         """One call, counted by how it ended, what its answer meant included."""
         began = self._clock.monotonic()
         outcome = Outcome.INTERNAL
         try:
-            parsed = parse(await self._sender.send(request, values))
+            parsed = parse(await self._sender.send(request, values, session_token))
             outcome = Outcome.OK
             return parsed
         except BrokerError as exc:
@@ -157,23 +228,9 @@ class Upstream:
                 self._name, operation, outcome, self._clock.monotonic() - began
             )
 
-    def _expect(
-        self, answer: Answer, good: list[int], conflict: tuple[int, ...] | list[int]
-    ) -> None:
-        status = answer.status
-        if status in good:
-            return
-        cause = f"status {status}"
-        if status in conflict:
-            raise ActionNotAllowed("The session is not in a state for this.", cause=cause)
-        if status in (408, 425, 429) or status >= 500:
-            wait = parse_retry_after(answer.headers.get("retry-after"), self._clock.now())
-            raise UpstreamUnavailable(
-                "The upstream cannot answer now.", cause=cause, retry_after=wait
-            )
-        if 400 <= status < 500:
-            raise UpstreamRefused("The upstream refused the request.", cause=cause)
-        raise UpstreamNonsense("The upstream's answer is not one that is known.", cause=cause)
+    def _expect(self, answer: Answer, good: list[int], conflict: list[int]) -> None:
+        if answer.status not in good:
+            raise refusal_of(self._file, answer, conflict, self._clock.now())
 
 
 def _settings_values(settings: Mapping[str, JSON]) -> dict[str, Any]:

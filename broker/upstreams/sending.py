@@ -43,16 +43,25 @@ class Sender:
         self._how = profile.preset.file.authorization
         self._base = profile.base_url
         self._transport = transport
-        self._tokens = tokens if self._how.access_token else None
+        self._tokens = tokens if self._how.access_token and profile.credential else None
         self._clock = clock
         self._timeout = timeout
         self._refused_until = float("-inf")
+        self._of_session = profile.preset.file.session_authorization
         self._key: Secret | None = None
-        if self._how.secret is not None:
+        if self._how.secret is not None and self._how.secret in profile.secrets:
             self._key = keyring.get(profile.secrets[self._how.secret])
+        self._fields = {
+            field: keyring.get(profile.secrets[name]) for field, name in self._how.form.items()
+        }
 
-    async def send(self, request: Request, values: Mapping[str, Any]) -> Answer:
-        """The call with our credential; once more where the access token proved dead."""
+    async def send(
+        self, request: Request, values: Mapping[str, Any], session_token: str | None = None
+    ) -> Answer:
+        """The call with our credential, once more where the access token proved dead; or with the
+        session's own token. Raises UpstreamError."""
+        if session_token is not None:
+            return await self._send(request, values, None, session_token)
         if self._tokens is None:
             return await self._send(request, values, None)
         token = await self._tokens.token()
@@ -69,7 +78,11 @@ class Sender:
         return answer
 
     async def _send(
-        self, request: Request, values: Mapping[str, Any], token: AccessToken | None
+        self,
+        request: Request,
+        values: Mapping[str, Any],
+        token: AccessToken | None,
+        session_token: str | None = None,
     ) -> Answer:
         headers = {"accept": "application/json", "user-agent": "token-broker"}
         for name, text in _texts(request.headers, values).items():
@@ -77,7 +90,15 @@ class Sender:
         tree = fill_tree(request.json_, values) if request.json_ is not None else None
         form = _texts(request.form, values) if request.form is not None else None
         url = self._base + _path(request.path, values)
-        tree = self._authorise(headers, tree, values, token)
+        if session_token is not None and self._of_session is not None:
+            value = self._of_session.prefix + _header(session_token)
+            headers[self._of_session.header.lower()] = value
+        elif token is not None:
+            headers["authorization"] = f"Bearer {token.value.reveal()}"
+        elif form is not None and self._fields:
+            form |= {field: secret.reveal() for field, secret in self._fields.items()}
+        else:
+            tree = self._authorise(headers, tree, values)
         body: bytes | None = None
         if form is not None:
             body = urlencode(form).encode()
@@ -89,19 +110,10 @@ class Sender:
             request.method, url, headers=headers, body=body, timeout=self._timeout
         )
 
-    def _authorise(
-        self,
-        headers: dict[str, str],
-        tree: JSON,
-        values: Mapping[str, Any],
-        token: AccessToken | None,
-    ) -> JSON:
-        """Puts the credential in last: into the headers, or into a copy of the body."""
+    def _authorise(self, headers: dict[str, str], tree: JSON, values: Mapping[str, Any]) -> JSON:
+        """Puts the secret key in last: into the headers, or into a copy of the body."""
         how = self._how
-        if token is not None:
-            headers["authorization"] = f"Bearer {token.value.reveal()}"
-            return tree
-        assert self._key is not None  # noqa: S101  (Authorization has exactly one of the two)
+        assert self._key is not None  # noqa: S101  (`config` saw to it that the profile has one)
         if _filled(how.place, values) == "body":
             for pointer in how.members:
                 tree = _with_member(tree, pointer.split("/")[1:], self._key.reveal())

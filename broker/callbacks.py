@@ -1,0 +1,183 @@
+"""What an upstream posts about a session: a reason to ask it, never an answer.
+
+A body with a good signature is an event: dealt with once, and with an error it is left to be sent
+again. A body without is a hint, and proves nothing: it is answered at once, as whoever completes a
+session waits for that, and followed up behind, at a bounded rate for sessions that were not minted
+here. Either way the session is read again with our own credential, so order does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+
+import limits
+import structlog
+
+from broker.errors import (
+    BrokerError,
+    MalformedRequest,
+    RateLimited,
+    Unauthenticated,
+    UnknownProfile,
+    UpstreamError,
+)
+from broker.flights import Flights, Spawn
+from broker.keyring import Keyring
+from broker.limits import RateLimits
+from broker.metrics import Metrics
+from broker.model import JSON, Secret
+from broker.presets import vocabulary
+from broker.results import Results
+from broker.schedule import Clock
+from broker.snapshot import Profile, Snapshot
+from broker.state import State
+from broker.strict import Unreadable, read_json
+from broker.upstreams.answers import first_at
+from broker.upstreams.preset import Acted, Upstream
+
+_log = structlog.get_logger("callbacks")
+_UNKNOWN = limits.parse("5/second")
+"""Of sessions that are not known here (another replica's, or anybody's guess), for each profile."""
+_KNOWN = limits.parse("6/minute")
+"""Of each session that is: whoever has one may post about it as often as they like."""
+_WAITS = (0.5, 2.0, 8.0)
+"""Seconds between readings after a hint: the upstream may say it before it has written it down."""
+_EVENT_KEPT = 7 * 86400.0
+
+
+class Callbacks:
+    """The use case of one snapshot."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        sources: Mapping[str, Upstream],
+        keyring: Keyring,
+        results: Results,
+        state: State,
+        limits: RateLimits,
+        clock: Clock,
+        metrics: Metrics,
+        spawn: Spawn,
+    ) -> None:
+        self._profiles = snapshot.profiles
+        self._sources = sources
+        self._keyring = keyring
+        self._results = results
+        self._state = state
+        self._limits = limits
+        self._clock = clock
+        self._metrics = metrics
+        self._spawn = spawn
+        self._readings: Flights[str, Acted] = Flights(spawn)
+
+    async def receive(self, name: str, headers: Mapping[bytes, bytes], raw: bytes) -> str:
+        """Takes what was posted. Gives what became of it, for the audit line.
+
+        Raises UnknownProfile, Unauthenticated for a wrong signature, MalformedRequest, and, for a
+        signed event only, UpstreamError."""
+        profile = self._profiles.get(name)
+        how = profile.preset.file.callbacks if profile else None
+        if profile is None or how is None:
+            raise UnknownProfile("There is no such profile that takes callbacks.")
+        signed = self._signed(profile, how, headers, raw)
+        try:
+            tree = read_json(raw)
+        except Unreadable as exc:
+            raise MalformedRequest(f"The body cannot be read: {exc.reason}.") from None
+        session_id = first_at(tree, how.session)
+        if not (isinstance(session_id, str) and re.fullmatch(how.pattern, session_id)):
+            outcome = "ignored"  # signed, it is an event about something else
+        elif signed:
+            outcome = await self._event(profile, how, session_id, tree)
+        else:
+            outcome = await self._hint(profile, session_id)
+        if outcome != "taken":  # counted when it is known what came of it
+            self._metrics.called_back(name, "event" if signed else "hint", outcome)
+        return outcome
+
+    def _signed(
+        self,
+        profile: Profile,
+        how: vocabulary.Callbacks,
+        headers: Mapping[bytes, bytes],
+        raw: bytes,
+    ) -> bool:
+        """Whether it has a good signature. Raises Unauthenticated for a bad one."""
+        signature = how.signature
+        given = headers.get(signature.header.lower().encode()) if signature else None
+        if signature is None or given is None:
+            return False
+        ref = profile.secrets.get(signature.secret)
+        if ref is None or not _is_good(self._keyring.get(ref), given, raw):
+            self._metrics.called_back(profile.name, "event", "refused")
+            raise Unauthenticated(cause="signature" if ref else f"no {signature.secret}")
+        return True
+
+    async def _event(
+        self, profile: Profile, how: vocabulary.Callbacks, session_id: str, tree: JSON
+    ) -> str:
+        event = first_at(tree, [how.event]) if how.event else None
+        key = f"{profile.name} {event}" if isinstance(event, str) and len(event) <= 255 else ""
+        if key and self._state.events.get(key):
+            return "duplicate"
+        try:
+            outcome = await self._read(profile, session_id, "webhook")
+        except UpstreamError:
+            self._metrics.called_back(profile.name, "event", "failed")
+            raise
+        if key:
+            self._state.events.put(key, True, _EVENT_KEPT)
+        return outcome
+
+    async def _hint(self, profile: Profile, session_id: str) -> str:
+        if self._results.known(profile, session_id):
+            return "duplicate"
+        try:
+            if self._results.expected(profile, session_id):
+                await self._limits.hit(_KNOWN, profile.name, "callback", session_id)
+            else:
+                await self._limits.hit(_UNKNOWN, profile.name, "callback", "")
+        except RateLimited:
+            return "dropped"
+        _ = self._spawn(self._follow_up(profile, session_id))
+        return "taken"
+
+    async def _follow_up(self, profile: Profile, session_id: str) -> None:
+        """Reads until the session is over, for a while."""
+        outcome = "failed"
+        for wait in (*_WAITS, None):
+            try:
+                outcome = await self._read(profile, session_id, "callback")
+            except UpstreamError as exc:
+                _log.warning("not_read", profile=profile.name, problem=exc.slug, cause=exc.cause)
+            if outcome in ("verified", "unknown") or wait is None:
+                break
+            await self._clock.sleep(wait)
+        self._metrics.called_back(profile.name, "hint", outcome)
+
+    async def _read(self, profile: Profile, session_id: str, source: str) -> str:
+        """verified: it is over; open: not yet; unknown: the upstream knows no such session."""
+        if self._results.known(profile, session_id):
+            return "verified"
+        try:
+            acted, _ = await self._readings.join(
+                f"{profile.name} {session_id}",
+                lambda: self._sources[profile.name].reread(session_id),
+            )
+        except UpstreamError:
+            raise
+        except BrokerError:  # HandleExpired: it is not there
+            return "unknown"
+        self._results.learn(profile, session_id, acted, source)
+        return "verified" if acted.final else "open"
+
+
+def _is_good(key: Secret, given: bytes, raw: bytes) -> bool:
+    """Hex HMAC-SHA256 over the bytes as they came, compared in constant time."""
+    expected = hmac.new(key.reveal().encode(), raw, hashlib.sha256).hexdigest().encode()
+    return hmac.compare_digest(expected, given.strip().lower())

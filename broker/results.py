@@ -1,0 +1,63 @@
+"""How sessions ended: remembered for `status`, and told to the audit log once.
+
+A session's result is final, so whoever asks again is answered from here, without a call upstream.
+Only what the preset's views let out is kept, and only what was read from the upstream itself.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from broker.audit import AuditLog
+from broker.snapshot import Profile
+from broker.state import State
+from broker.upstreams.preset import Acted
+
+_KEPT = 86400.0
+"""Seconds; a result can be read upstream for a day too (Checkout.com: the cryptogram)."""
+
+
+class Results:
+    """The results of one app's sessions."""
+
+    def __init__(self, state: State, audit: AuditLog) -> None:
+        self._state = state
+        self._audit = audit
+
+    def expect(self, profile: Profile, session_id: str, chain: str, lifetime: float) -> None:
+        """A session was minted of which a callback may tell. lifetime: its own, in seconds."""
+        self._state.expected.put(_key(profile, session_id), (profile.name, chain), lifetime + _KEPT)
+
+    def expected(self, profile: Profile, session_id: str) -> bool:
+        """Was it minted here?"""
+        return self._state.expected.get(_key(profile, session_id)) is not None
+
+    def known(self, profile: Profile, session_id: str | None) -> Acted | None:
+        """The result of a session that is over."""
+        if session_id is None:
+            return None
+        found: Acted | None = self._state.results.get(_key(profile, session_id))
+        return found
+
+    def learn(self, profile: Profile, session_id: str | None, acted: Acted, source: str) -> None:
+        """Keeps a final result; what is not final, or known, is left. source: what set the reading
+        off: status, callback or webhook."""
+        if not acted.final or session_id is None or self.known(profile, session_id):
+            return
+        key = _key(profile, session_id)
+        size = 512 + 8 * len(orjson.dumps([acted.output, acted.trusted]))
+        self._state.results.put(key, acted, _KEPT, size)
+        minted_by, chain = self._state.expected.get(key) or (profile.name, "")
+        self._audit.event(
+            "result",
+            profile=minted_by,
+            session=session_id,
+            chain=chain,
+            state=acted.final,
+            source=source,
+        )
+
+
+def _key(profile: Profile, session_id: str) -> str:
+    """One for all profiles of an upstream account, as its events come to one of them."""
+    return f"{profile.preset.name} {profile.base_url} {session_id}"
