@@ -156,14 +156,16 @@ class Api:
         caller = await self._caller(scope, record)
         fields = scope["fields"]
         body = parse_body(fields, await read_body(fields, receive, self._max_body), ActBody)
-        record.profile, status, answer = await self._chains.act(
-            scope["path_params"]["action"],
+        action: str = scope["path_params"]["action"]
+        handle, status, answer = await self._chains.act(
+            action,
             body.handle,
             body.data,
             caller,
             self._facts(scope, record),
             session_token=body.session_token,
         )
+        record.profile, record.chain, record.source = handle.profile, handle.chain, action
         if status == 204 or not answer:
             return Reply(204, headers=[NO_STORE])
         return json_reply(status, answer, NO_STORE)

@@ -135,8 +135,8 @@ class Chains:
         facts: Facts,
         *,
         session_token: str | None = None,
-    ) -> tuple[str, int, JSON]:
-        """A follow-up call about a session. Gives profile, status and the answer.
+    ) -> tuple[Handle, int, JSON]:
+        """A follow-up call about a session. Gives the handle, status and the answer.
 
         session_token: makes the call in place of our own credential, where the preset allows it.
         """
@@ -160,7 +160,7 @@ class Chains:
             exc.profile = profile.name
             raise
         more = trusted and acted.trusted is not None
-        return profile.name, acted.status, acted.trusted if more else acted.output
+        return handle, acted.status, acted.trusted if more else acted.output
 
     async def _act(
         self,

@@ -245,6 +245,8 @@ class _Reading:
             lifetime = file.answer.expiry.lifetime
             if lifetime and not 0 < profile.fixed[lifetime] <= most:
                 self.fault(at + pointer(lifetime), f"is over nothing and up to {most:g}s")
+            elif lifetime:
+                most = profile.fixed[lifetime]
             if profile.min_remaining is not None and profile.min_remaining >= most:
                 self.fault(f"{at}/min_remaining", f"no session of this preset lives {most:g}s")
             if profile.rotation and file.reuse is Reuse.SINGLE_USE:

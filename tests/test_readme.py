@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,17 @@ def test_the_example_configuration_is_good() -> None:
     assert yaml.safe_load(example).keys() == {
         "server", "keys", "callers", "credentials", "profiles",
     }  # fmt: skip
+
+
+def test_the_checkout_example_is_good() -> None:
+    """The 3-D Secure profile of the README loads beside the example's callers and credentials."""
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    example = yaml.safe_load(next(block for block in blocks if "callers:" in block))
+    profile = next(block for block in blocks if "preset: checkout/3ds" in block)
+    example["profiles"] = yaml.safe_load(profile)["profiles"]
+    example["callers"]["shop-backend"] = example["callers"]["reports-backend"]
+    snapshot = parse(json.dumps(example).encode(), ROOT)
+    assert snapshot.profiles["checkout-3ds"].trusted == {"shop-backend"}
 
 
 def test_the_example_preset_is_good() -> None:

@@ -87,7 +87,7 @@ class Upstream:
             values["expires_at"] = rfc3339(wall + lifetime)
 
         def parse(answer: Answer) -> ComponentSession:
-            self._expect(answer, self._file.answer.statuses, [])
+            self._expect(answer, self._file.answer.statuses, None)
             return session_of(self._file, answer, sent, wall, lifetime)
 
         try:
@@ -228,7 +228,7 @@ class Upstream:
                 self._name, operation, outcome, self._clock.monotonic() - began
             )
 
-    def _expect(self, answer: Answer, good: list[int], conflict: list[int]) -> None:
+    def _expect(self, answer: Answer, good: list[int], conflict: list[int] | None) -> None:
         if answer.status not in good:
             raise refusal_of(self._file, answer, conflict, self._clock.now())
 

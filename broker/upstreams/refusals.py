@@ -31,6 +31,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,63}")
 _DIGITS = re.compile(r"\d{7}")
 """In a row, they may be of a card's number; no code has so many."""
 _MOST_CODES = 5
+_OF_SESSIONS = {"action-not-allowed", "busy", "done", "handle-expired"}
 
 
 class Busy(UpstreamUnavailable):
@@ -41,15 +42,22 @@ class Done(BrokerError):
     """It has happened all the same. Never leaves `upstreams`."""
 
 
-def refusal_of(file: PresetFile, answer: Answer, conflict: list[int], now: datetime) -> BrokerError:
-    """The error for an answer that is not a good one. conflict: statuses of a wrong state."""
+def refusal_of(
+    file: PresetFile, answer: Answer, conflict: list[int] | None, now: datetime
+) -> BrokerError:
+    """The error for an answer that is not a good one.
+
+    conflict: statuses that mean a session's wrong state; None where there is no session yet, of
+    which a refusal could tell."""
     tree = _tree(answer)
     told = _diagnosis(file, answer, tree)
     cause = f"status {answer.status}{told}"
     for rule in file.refusals:
+        if conflict is None and rule.means in _OF_SESSIONS:
+            continue
         if _fits(rule, answer.status, tree):
             return _meaning(rule.means, cause, _wait(answer, now))
-    if answer.status in conflict:
+    if answer.status in (conflict or ()):
         return _meaning("action-not-allowed", cause, None)
     if answer.status in (408, 425, 429) or answer.status >= 500:
         return _meaning("upstream-unavailable", cause, _wait(answer, now))
