@@ -222,7 +222,11 @@ def mint(
             timeout=30,
         )
         told = answer.json()
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as exc:
+    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL):
+        raise click.BadParameter(
+            f"{broker!r} is no http(s) address", param_hint="--broker"
+        ) from None
+    except (httpx2.HTTPError, ValueError) as exc:
         click.echo(f"{broker}: no answer ({type(exc).__name__})", err=True)
         sys.exit(EX_UNAVAILABLE)
     click.echo(json.dumps(told, indent=2), err=not answer.is_success)

@@ -24,7 +24,7 @@ from broker.schedule import Clock, rfc3339
 from broker.snapshot import Profile
 from broker.upstreams.answers import session_of, shown, tree_of
 from broker.upstreams.refusals import Busy, Done, refusal_of
-from broker.upstreams.sending import Sender
+from broker.upstreams.sending import Attempt, Sender
 from broker.upstreams.transport import Answer, Transport
 
 _log = structlog.get_logger("upstream")
@@ -90,10 +90,12 @@ class Upstream:
             self._expect(answer, self._file.answer.statuses, None)
             return session_of(self._file, answer, sent, wall, lifetime)
 
+        attempt = Attempt()
         try:
-            return await self._call("session", self._file.request, values, parse)
+            return await self._call("session", self._file.request, values, parse, attempt)
         except (UpstreamTimeout, UpstreamNonsense, asyncio.CancelledError):
-            self._metrics.mint_unknown(self._name)  # a session may have been made
+            if attempt.sent:
+                self._metrics.mint_unknown(self._name)  # a session may have been made
             raise
 
     def _lifetime(self, grant: Grant, wall: datetime) -> timedelta | None:
@@ -133,7 +135,11 @@ class Upstream:
         for wait in (*_BUSY_WAITS, None):
             try:
                 return await self._call(
-                    f"action_{name}", action.request, values, parse, session_token
+                    f"action_{name}",
+                    action.request,
+                    values,
+                    parse,
+                    session_token=session_token,
                 )
             except Busy:
                 if wait is None:
@@ -208,13 +214,15 @@ class Upstream:
         request: Request,
         values: Mapping[str, Any],
         parse: Callable[[Answer], V],
+        attempt: Attempt | None = None,
         session_token: str | None = None,
     ) -> V:
         """One call, counted by how it ended, what its answer meant included."""
         began = self._clock.monotonic()
         outcome = Outcome.INTERNAL
         try:
-            parsed = parse(await self._sender.send(request, values, session_token))
+            attempt = attempt or Attempt()
+            parsed = parse(await self._sender.send(request, values, attempt, session_token))
             outcome = Outcome.OK
             return parsed
         except BrokerError as exc:

@@ -27,6 +27,15 @@ _REFUSED_WAIT = 60.0
 of them would only hammer the token endpoint."""
 
 
+class Attempt:
+    """Whether a call may have reached the upstream, and done there what it asks for."""
+
+    __slots__ = ("sent",)
+
+    def __init__(self) -> None:
+        self.sent = False
+
+
 class Sender:
     """Sends a profile's requests to its upstream."""
 
@@ -56,22 +65,29 @@ class Sender:
         }
 
     async def send(
-        self, request: Request, values: Mapping[str, Any], session_token: str | None = None
+        self,
+        request: Request,
+        values: Mapping[str, Any],
+        attempt: Attempt,
+        session_token: str | None = None,
     ) -> Answer:
         """The call with our credential, once more where the access token proved dead; or with the
-        session's own token. Raises UpstreamError."""
-        if session_token is not None:
+        session's own token. `attempt` is kept up to date, for when this raises. Raises
+        UpstreamError."""
+        if session_token is not None or self._tokens is None:
+            attempt.sent = True
             return await self._send(request, values, None, session_token)
-        if self._tokens is None:
-            return await self._send(request, values, None)
         token = await self._tokens.token()
         sent = self._clock.monotonic()
+        attempt.sent = True
         answer = await self._send(request, values, token)
         if answer.status != 401 or sent < self._refused_until:
             return answer
+        attempt.sent = False  # it was refused
         self._tokens.forget(older_than=sent)
         renewed = await self._tokens.token()
         if renewed is not token:
+            attempt.sent = True
             answer = await self._send(request, values, renewed)
         if answer.status == 401:
             self._refused_until = self._clock.monotonic() + _REFUSED_WAIT
