@@ -28,7 +28,7 @@ from broker.file import (
 )
 from broker.model import Reuse
 from broker.presets import Preset, environment_of, load_preset
-from broker.presets.vocabulary import spelt_out
+from broker.presets.shorthand import spelt_out
 from broker.profiles import make_profile, read_settings
 from broker.snapshot import ANONYMOUS, Profile, Snapshot
 from broker.strict import Unreadable, read_yaml

@@ -6,7 +6,7 @@ What it cannot say gets a Python file in `upstreams/`. Shapes only: nothing here
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from broker.declared import OBSERVED, Declared, Duration, OneOrMany, Parameter, Strict
 from broker.holes import Template, compile_tree, holes_in, is_template
 from broker.model import Reuse
+from broker.presets.shorthand import long_form
 from broker.urls import Url
 
 Pointer = Annotated[str, StringConstraints(pattern=r"^(/[^/]+)+$")]
@@ -132,12 +133,13 @@ class Answer(Strict):
 class Refusal(Strict):
     """What a refusal means where its status alone does not say it; the first that fits counts.
 
+    status: absent, it is any.
     at, pattern: a text of the answer, or one of a list of texts, in which the pattern is found.
     busy: the session is being worked on by another call; it is tried again after a moment.
     done: what was asked for has happened, though something else of it failed; the log is told.
     """
 
-    status: int
+    status: int | None = None
     at: Pointer | None = None
     pattern: Pattern = ""
     means: Literal[
@@ -255,24 +257,8 @@ class PresetFile(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _spelt_out(cls, tree: Any) -> Any:
-        """`like: NAME` in an action's data is that setting's declaration; `@NAME` in a view is all
-        of that view."""
-        if not isinstance(tree, dict):
-            return tree
-        for action in _entries(tree.get("actions")).values():
-            data = _entries(_entries(action).get("data"))
-            for name, one in data.items():
-                data[name] = spelt_out(one, _entries(tree.get("settings")))
-        views = _entries(tree.get("views"))
-        for name, view in views.items():
-            if isinstance(view, list):
-                views[name] = [
-                    inner
-                    for one in view
-                    for inner in (views.get(one[1:], [one]) if str(one)[:1] == "@" else [one])
-                ]
-        return tree
+    def _long_form(cls, tree: Any) -> Any:
+        return long_form(tree)
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -335,16 +321,3 @@ class PresetFile(Strict):
 def parts_of(request: Request) -> tuple[Any, ...]:
     """Where a request may have holes."""
     return request.path, request.headers, request.json_, request.form
-
-
-def _entries(tree: Any) -> dict[str, Any]:
-    return tree if isinstance(tree, dict) else {}
-
-
-def spelt_out(declared: Any, settings: Mapping[str, Any]) -> Any:
-    """A declaration that says `like: NAME` as that setting's own, with what it says besides."""
-    if not isinstance(declared, dict) or declared.get("like") not in settings:
-        return declared
-    rest = {key: value for key, value in declared.items() if key != "like"}
-    base = settings[declared["like"]]
-    return {**{k: v for k, v in _entries(base).items() if k not in ("default", "required")}, **rest}

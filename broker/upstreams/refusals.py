@@ -94,7 +94,7 @@ def _tree(answer: Answer) -> JSON:
 
 
 def _fits(rule: Refusal, status: int, tree: JSON) -> bool:
-    if rule.status != status:
+    if rule.status not in (None, status):
         return False
     if rule.at is None:
         return True
