@@ -336,15 +336,30 @@ def test_a_faulty_token_request_is_a_typed_400(form: dict[str, Any], error: str)
     run(scene)
 
 
-def test_client_credentials_sent_both_ways_are_refused() -> None:
-    """Basic and form credentials together are invalid_request, and so is a JSON body."""
+def test_client_credentials_sent_both_ways_must_agree() -> None:
+    """Basic and form credentials together are served if they say the same, the Basic ones encoded
+    or (as the official SDK does) not; two that differ, or a bearer token beside the form, are
+    invalid_request, and so is a JSON body."""
+    encoded = (quote_plus("ack_sandbox"), quote_plus(CHECKOUT_SECRET))
+    cases = [
+        (FORM, encoded, 200),
+        (FORM, ("ack_sandbox", CHECKOUT_SECRET), 200),
+        (FORM, ("ack_sandbox", "another"), 400),
+        (FORM, ("ack_other", CHECKOUT_SECRET), 400),
+        ({k: v for k, v in FORM.items() if k != "client_secret"}, encoded, 400),
+    ]
 
     async def scene(w: World) -> None:
-        auth = (quote_plus("ack_sandbox"), quote_plus(CHECKOUT_SECRET))
-        both = await w.http.post(TOKEN_PATH, data=FORM, auth=auth)
-        assert (both.status_code, both.json()) == (400, {"error": "invalid_request"})
-        as_json = await w.http.post(TOKEN_PATH, json=FORM)
-        assert (as_json.status_code, as_json.json()) == (400, {"error": "invalid_request"})
+        for form, auth, status in cases:
+            both = await w.http.post(TOKEN_PATH, data=form, auth=auth)
+            assert both.status_code == status
+            assert status == 200 or both.json() == {"error": "invalid_request"}
+        bearer = {"Authorization": "Bearer x"}
+        for refused in (
+            await w.http.post(TOKEN_PATH, data=FORM, headers=bearer),
+            await w.http.post(TOKEN_PATH, json=FORM),
+        ):
+            assert (refused.status_code, refused.json()) == (400, {"error": "invalid_request"})
 
     run(scene)
 

@@ -4,9 +4,13 @@ The only module that knows every upstream and every path.  It must stay free of 
 it adds to a request is what the benchmarks subtract.
 """
 
+import contextlib
+import inspect
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final, cast
 
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -14,15 +18,24 @@ from starlette.routing import Route
 from broker.sandbox.checkout import Checkout
 from broker.sandbox.clock import SandboxClock
 from broker.sandbox.control import Control
-from broker.sandbox.exchange import Endpoint
+from broker.sandbox.deliveries import Deliveries
+from broker.sandbox.exchange import AwaitedEndpoint, Endpoint
 from broker.sandbox.idp import IdentityProvider
+from broker.sandbox.issuing import Issuing
 from broker.sandbox.nmi import Nmi
 from broker.sandbox.opaque import OpaqueTokens
-from broker.sandbox.operations import Exchange, Ledger, Operation
+from broker.sandbox.operations import AwaitedOperation, Exchange, Ledger, Operation
+from broker.sandbox.payment_sessions import PaymentSessions
 from broker.sandbox.settings import SandboxSettings
+from broker.sandbox.threeds_api import ThreeDsApi
+from broker.sandbox.threeds_control import ThreeDsControl
+from broker.sandbox.threeds_flow import Sessions
+from broker.sandbox.threeds_pages import ThreeDsPages
 
-Row = tuple[str, str, str, Endpoint]
+Row = tuple[str, str, str, Endpoint | AwaitedEndpoint]
 """Path, operation, methods, endpoint."""
+
+_SESSION: Final = "/checkout/api/sessions/{id}"
 
 
 def build(settings: SandboxSettings) -> Starlette:
@@ -30,24 +43,51 @@ def build(settings: SandboxSettings) -> Starlette:
     random_bytes = _random_bytes(settings.seed)
     nmi = Nmi(settings, clock, OpaqueTokens("st_", clock, random_bytes))
     checkout = Checkout(settings, clock)
+    flow = PaymentSessions(settings, clock, checkout, random_bytes)
+    issuing = Issuing(settings, checkout)
+    deliveries = Deliveries(settings, clock)
+    sessions = Sessions(settings, clock, deliveries, random_bytes)
+    threeds = ThreeDsApi(settings, checkout, sessions)
     idp = IdentityProvider(settings, clock, OpaqueTokens("svc_", clock, random_bytes))
 
-    rows = _operations(nmi, checkout, idp)
+    rows = [
+        *_operations(nmi, checkout, idp),
+        *_flow_operations(flow, issuing),
+        *_threeds_operations(threeds, ThreeDsPages(sessions)),
+    ]
     ledger = Ledger([name for _, name, _, _ in rows])
-    control = Control(ledger, clock, checkout, idp)
+    controls = [
+        *_controls(Control(ledger, clock, checkout, idp)),
+        *_threeds_controls(ThreeDsControl(sessions, deliveries)),
+    ]
     routes = [
-        *(
-            Route(path, Operation(name, f, methods, clock, ledger))
-            for path, name, methods, f in rows
-        ),
+        *(Route(row[0], _operation(row, clock, ledger)) for row in rows),
         # Last of its prefix: what is nothing else is a wrong account prefix.
         Route("/checkout/{rest:path}", Exchange(checkout.elsewhere, "", clock)),
-        *(Route(path, Exchange(f, methods, clock)) for path, methods, f in _controls(control)),
+        *(Route(path, Exchange(f, methods, clock)) for path, methods, f in controls),
     ]
-    app = Starlette(routes=routes)
+    app = Starlette(routes=routes, lifespan=_closing(deliveries))
     # No real upstream redirects a wrong slash, and a broker that followed would hide the fault.
     app.router.redirect_slashes = False
     return app
+
+
+def _operation(row: Row, clock: SandboxClock, ledger: Ledger) -> Operation:
+    _, name, methods, endpoint = row
+    if inspect.iscoroutinefunction(endpoint):
+        return AwaitedOperation(name, endpoint, methods, clock, ledger)
+    return Operation(name, cast("Endpoint", endpoint), methods, clock, ledger)
+
+
+def _closing(deliveries: Deliveries) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """A lifespan at whose end nothing of the sandbox is under way any more."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await deliveries.close()
+
+    return lifespan
 
 
 def _operations(nmi: Nmi, checkout: Checkout, idp: IdentityProvider) -> list[Row]:
@@ -67,6 +107,39 @@ def _operations(nmi: Nmi, checkout: Checkout, idp: IdentityProvider) -> list[Row
     ]
 
 
+def _flow_operations(flow: PaymentSessions, issuing: Issuing) -> list[Row]:
+    payments = "/checkout/api/payment-sessions"
+    return [
+        (payments, "checkout.payment-session", "POST", flow.create),
+        (f"{payments}/{{id}}/submit", "checkout.payment-session-submit", "POST", flow.submit),
+        (
+            "/checkout/api/issuing/access/connect/token",
+            "checkout.cardholder-token",
+            "POST",
+            issuing.token,
+        ),
+    ]
+
+
+def _threeds_operations(threeds: ThreeDsApi, pages: ThreeDsPages) -> list[Row]:
+    return [
+        ("/checkout/api/sessions", "checkout.session", "POST", threeds.create),
+        (_SESSION, "checkout.session-read", "GET HEAD", threeds.read),
+        (f"{_SESSION}/collect-data", "checkout.collect-data", "PUT", threeds.collect_data),
+        (
+            f"{_SESSION}/issuer-fingerprint",
+            "checkout.issuer-fingerprint",
+            "PUT",
+            threeds.issuer_fingerprint,
+        ),
+        (f"{_SESSION}/complete", "checkout.complete", "POST", threeds.complete),
+        ("/checkout/acs/method", "checkout.acs-method", "POST", pages.method),
+        ("/checkout/acs/challenge", "checkout.acs-challenge", "POST", pages.challenge),
+        ("/checkout/acs/challenge/answer", "checkout.acs-answer", "POST", pages.answer),
+        ("/checkout/pay/{token}", "checkout.pay", "GET POST", pages.pay),
+    ]
+
+
 def _controls(control: Control) -> list[tuple[str, str, Endpoint]]:
     return [
         ("/_sandbox/calls", "GET", control.calls),
@@ -75,6 +148,15 @@ def _controls(control: Control) -> list[tuple[str, str, Endpoint]]:
         ("/_sandbox/revoke", "POST", control.revoke),
         ("/_sandbox/rotate-keys", "POST", control.rotate_keys),
         ("/_sandbox/clock", "POST", control.clock),
+    ]
+
+
+def _threeds_controls(control: ThreeDsControl) -> list[tuple[str, str, Endpoint]]:
+    return [
+        ("/_sandbox/sessions/{id}", "GET POST", control.session),
+        ("/_sandbox/webhooks", "GET POST DELETE", control.webhooks),
+        ("/_sandbox/deliveries", "GET", control.deliveries),
+        ("/_sandbox/redeliver", "POST", control.redeliver),
     ]
 
 

@@ -38,9 +38,9 @@ class Control:
     def faults(self, call: Call) -> Reply:
         if call.method == "POST":
             try:
-                fault = parse_fault(_object(call), frozenset(self._ledger.calls))
+                fault = parse_fault(json_object(call), frozenset(self._ledger.calls))
             except FaultError as error:
-                raise _bad(str(error)) from None
+                raise bad_order(str(error)) from None
             self._ledger.faults.add(fault)
             return as_json(201, fault.as_dict())
         if call.method == "DELETE":
@@ -53,29 +53,29 @@ class Control:
         return Reply(204)
 
     def rotate_keys(self, call: Call) -> Reply:
-        request = _object(call)
+        request = json_object(call)
         keep = request.pop("keep_previous", True)
         if not isinstance(keep, bool) or request:
-            raise _bad("only keep_previous, true or false, is understood")
+            raise bad_order("only keep_previous, true or false, is understood")
         return as_json(200, {"kids": self._idp.keys.rotate(keep_previous=keep)})
 
     def clock(self, call: Call) -> Reply:
-        skew = _object(call).get("skew_seconds")
+        skew = json_object(call).get("skew_seconds")
         if not isinstance(skew, int | float) or isinstance(skew, bool) or not abs(skew) <= 1e9:
-            raise _bad("skew_seconds must be a number")
+            raise bad_order("skew_seconds must be a number")
         self._clock.skew = skew
         return as_json(200, {"skew_seconds": skew})
 
 
-def _object(call: Call) -> dict[str, Any]:
+def json_object(call: Call) -> dict[str, Any]:
     try:
         value = json.loads(call.body or b"{}")
     except (ValueError, RecursionError):
-        raise _bad("the body is not JSON") from None
+        raise bad_order("the body is not JSON") from None
     if not isinstance(value, dict):
-        raise _bad("the body must be an object")
+        raise bad_order("the body must be an object")
     return value
 
 
-def _bad(reason: str) -> RefusedError:
+def bad_order(reason: str) -> RefusedError:
     return RefusedError(as_json(400, {"error": reason}))

@@ -7,7 +7,7 @@ run the honest endpoint and then spoil its reply.  Nothing here may know an upst
 import base64
 import binascii
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_plus
 
@@ -65,6 +65,9 @@ class Call:
                 return str(value, "latin-1")
         return None
 
+    def path_parameter(self, name: str) -> str:
+        return str(self.scope["path_params"][name])
+
     def media_type(self) -> str:
         return (self.header(b"content-type") or "").partition(";")[0].strip().lower()
 
@@ -86,6 +89,8 @@ class Call:
 
 
 Endpoint = Callable[[Call], Reply]
+AwaitedEndpoint = Callable[[Call], Awaitable[Reply]]
+"""One that has something to wait for."""
 
 
 def _single(encoded: str) -> dict[str, str]:

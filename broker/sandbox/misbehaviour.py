@@ -27,7 +27,7 @@ class Stage:
     """All that a fault can lay hands on."""
 
     call: Call
-    answer: Callable[[Call], Reply]
+    answer: Callable[[Call], Awaitable[Reply]]
     """Runs the honest endpoint; refusals come back as replies."""
     receive: Receive
     send: Send
@@ -37,7 +37,7 @@ class Stage:
 async def misbehave(fault: Fault, stage: Stage) -> None:
     spoil = _SPOILERS.get(fault.kind)
     if spoil is not None:
-        reply = spoil(stage.answer(stage.call), fault.options, stage.clock)
+        reply = spoil(await stage.answer(stage.call), fault.options, stage.clock)
         await send_reply(stage.send, reply, stage.clock)
     else:
         await _ON_THE_WIRE[fault.kind](fault.options, stage)
@@ -117,7 +117,7 @@ def _past_expiry(reply: Reply, options: Options, clock: SandboxClock) -> Reply:
 
 async def _latency(options: Options, stage: Stage) -> None:
     if not await wire.gone_within(stage.receive, options["seconds"]):
-        await send_reply(stage.send, stage.answer(stage.call), stage.clock)
+        await send_reply(stage.send, await stage.answer(stage.call), stage.clock)
 
 
 async def _hang(options: Options, stage: Stage) -> None:
@@ -131,7 +131,7 @@ async def _reset(options: Options, stage: Stage) -> None:
 
 async def _close_midway(options: Options, stage: Stage) -> None:
     transport = wire.transport_of(stage.call.scope)
-    reply = stage.answer(stage.call)
+    reply = await stage.answer(stage.call)
     await stage.send(start(reply, stage.clock, len(reply.body)))
     await _send_part(stage.send, reply.body[: len(reply.body) // 2])
     transport.close()
@@ -139,7 +139,7 @@ async def _close_midway(options: Options, stage: Stage) -> None:
 
 
 async def _slow_drip(options: Options, stage: Stage) -> None:
-    reply = stage.answer(stage.call)
+    reply = await stage.answer(stage.call)
     await stage.send(start(reply, stage.clock, len(reply.body)))
     for position in range(len(reply.body)):
         if await wire.gone_within(stage.receive, options["seconds"]):
@@ -150,7 +150,7 @@ async def _slow_drip(options: Options, stage: Stage) -> None:
 
 async def _huge_body(options: Options, stage: Stage) -> None:
     """Valid JSON with the honest members in it: only a limit on size can refuse this."""
-    reply = stage.answer(stage.call)
+    reply = await stage.answer(stage.call)
     opening = _padding_opens(reply)
     size = max(options["bytes"], len(opening) + 2)
     length = size if options["declare_length"] else None
@@ -161,7 +161,7 @@ async def _huge_body(options: Options, stage: Stage) -> None:
 
 
 async def _endless_body(options: Options, stage: Stage) -> None:
-    reply = stage.answer(stage.call)
+    reply = await stage.answer(stage.call)
     await stage.send(start(reply._replace(content_type=b"application/json"), stage.clock, None))
     await _send_part(stage.send, _padding_opens(reply))
     await _pad(stage, None)

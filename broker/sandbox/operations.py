@@ -5,11 +5,13 @@ nothing, because the benchmarks measure the broker and not its sandbox.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
 from broker.sandbox.clock import SandboxClock
 from broker.sandbox.exchange import (
+    AwaitedEndpoint,
     Call,
     ClientGoneError,
     Endpoint,
@@ -22,6 +24,9 @@ from broker.sandbox.exchange import (
 )
 from broker.sandbox.faults import FaultList
 from broker.sandbox.misbehaviour import Stage, misbehave
+
+_TO_COME: Final = Reply(0)
+"""Stands where a reply must be waited for; never sent."""
 
 
 class Ledger:
@@ -85,4 +90,40 @@ class Operation(Exchange):
         if fault is None:
             await send_reply(send, self.answer(call), self._clock)
         else:
-            await misbehave(fault, Stage(call, self.answer, receive, send, self._clock))
+            await misbehave(fault, Stage(call, self.awaited, receive, send, self._clock))
+
+    async def awaited(self, call: Call) -> Reply:
+        """The honest reply, for a fault that has time to wait for it."""
+        return self.answer(call)
+
+
+class AwaitedOperation(Operation):
+    """An operation whose endpoint has something to wait for; the others do not pay for that."""
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: AwaitedEndpoint,
+        methods: str,
+        clock: SandboxClock,
+        ledger: Ledger,
+    ) -> None:
+        super().__init__(name, lambda _: _TO_COME, methods, clock, ledger)
+        self._awaited_endpoint = endpoint
+
+    async def run(self, call: Call, receive: Receive, send: Send) -> None:
+        self._ledger.calls[self._name] += 1
+        fault = self._ledger.faults.take(self._name)
+        if fault is None:
+            await send_reply(send, await self.awaited(call), self._clock)
+        else:
+            await misbehave(fault, Stage(call, self.awaited, receive, send, self._clock))
+
+    async def awaited(self, call: Call) -> Reply:
+        reply = self.answer(call)
+        if reply is not _TO_COME:
+            return reply
+        try:
+            return await self._awaited_endpoint(call)
+        except RefusedError as refused:
+            return refused.reply

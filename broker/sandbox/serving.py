@@ -97,7 +97,8 @@ async def serve(
         build(settings or SandboxSettings()),
         http=_Protocol,
         ws="none",
-        lifespan="off",
+        # What is still being delivered ends with the server.
+        lifespan="on",
         log_config=None,
         server_header=False,
         # The sandbox's own clock writes it, so that a skew shows.

@@ -7,6 +7,7 @@ printed in the README: nothing here may ever be a secret somewhere else.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 def _checkout_clients() -> Mapping[str, str]:
@@ -24,7 +25,7 @@ def _idp_users() -> Mapping[str, Mapping[str, object]]:
 
 
 def _idp_services() -> Mapping[str, str]:
-    return {"reports-backend": "access-tokens:read"}
+    return {"reports-backend": "access-tokens:read", "shop-backend": "results:read"}
 
 
 def _introspection_clients() -> Mapping[str, str]:
@@ -53,6 +54,25 @@ class SandboxSettings:
         "flow",
         "fx",
     )
+    checkout_secret_keys: frozenset[str] = field(
+        default=frozenset({"sk_sbox_sandboxsandboxsandboxsandbo"}), repr=False
+    )
+    checkout_payment_session_seconds: int = 3600
+    """Without an expires_on.  Nobody publishes the real one."""
+    checkout_cardholder_token_seconds: int = 900
+    checkout_session_seconds: float = 900
+    """3DS sessions; nobody publishes how long the real ones wait, nor any of these lifetimes."""
+    checkout_challenge_seconds: float = 300
+    checkout_secret_seconds: float = 3600
+    checkout_sessions_kept: int = 10_000
+    checkout_redirect_link: Literal["redirect_url", "redirect"] = "redirect_url"
+    """The reference and a guide of Checkout.com disagree on how this link is spelt."""
+    checkout_webhooks: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """URL on this machine to the key that signs what is sent there."""
+    checkout_delivery_retries: tuple[float, ...] = (0.2, 0.5, 1.0)
+    """Seconds before each further attempt at a callback or webhook."""
+    checkout_delivery_timeout: float = 5.0
+
     checkout_ping_scopes: frozenset[str] = frozenset(
         {"sessions", "sessions:app", "sessions:browser"}
     )

@@ -1,0 +1,118 @@
+"""The pages that a cardholder sees, as HTML: plain forms that work without JavaScript.
+
+Everything shown comes escaped, nothing runs but two scripts of ours that the policy names by
+their digest, and no secret and no card number is ever in a page.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from broker.sandbox.exchange import NO_STORE, Reply
+
+_SUBMIT: Final = "document.forms[0].submit()"
+_FILL: Final = """
+const f = document.forms[0].elements, s = window.screen;
+f.javascript_enabled.value = "true";
+f.language.value = navigator.language.slice(0, 12);
+f.color_depth.value = String(s.colorDepth);
+f.screen_height.value = String(s.height);
+f.screen_width.value = String(s.width);
+f.timezone.value = String(new Date().getTimezoneOffset());
+"""
+_ANSWERS: Final = (("approve", "Approve"), ("fail", "Fail"), ("cancel", "Cancel"))
+
+
+def _digest(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def page(
+    status: int,
+    title: str,
+    body: str,
+    *,
+    forms_to: Sequence[str | None] = (),
+    script: str | None = None,
+    framed: bool = True,
+) -> Reply:
+    """`forms_to`: URLs that its forms may lead to; browsers count redirects, too."""
+    origins = dict.fromkeys(_origin(url) for url in forms_to if url)
+    policy = ["default-src 'none'", "base-uri 'none'"]
+    policy.append(" ".join(["form-action 'self'", *origins]))
+    if script is not None:
+        policy.append(f"script-src {_digest(script)}")
+    if not framed:
+        policy.append("frame-ancestors 'none'")
+    tail = "" if script is None else f"<script>{script}</script>"
+    text = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
+        '</title><meta name="viewport" content="width=device-width"></head>'
+        f"<body><main><h1>{escape(title)}</h1>{body}</main>{tail}</body></html>"
+    )
+    headers = (
+        *NO_STORE,
+        (b"content-security-policy", "; ".join(policy).encode()),
+        (b"referrer-policy", b"no-referrer"),
+        (b"x-content-type-options", b"nosniff"),
+    )
+    return Reply(status, b"text/html; charset=utf-8", text.encode(errors="replace"), headers)
+
+
+def notice(status: int, title: str, sentence: str) -> Reply:
+    return page(status, title, f"<p>{escape(sentence)}</p>")
+
+
+def see_other(url: str) -> Reply:
+    location = quote(url, safe="%/:=&?~#+!$,;'@()*[]").encode()
+    return Reply(303, headers=(*NO_STORE, (b"location", location)))
+
+
+def posting_on(title: str, url: str, fields: Mapping[str, str]) -> Reply:
+    """A page that posts `fields` to `url`, by itself where it may."""
+    body = form(url, fields, '<button type="submit">Continue</button>')
+    return page(200, title, body, forms_to=(url,), script=_SUBMIT)
+
+
+def challenge(
+    merchant: str, amount: str, fields: Mapping[str, str], leads_to: Sequence[str | None]
+) -> Reply:
+    buttons = " ".join(
+        f'<button type="submit" name="answer" value="{value}">{label}</button>'
+        for value, label in _ANSWERS
+    )
+    body = (
+        f"<p>Sandbox Bank asks: did you mean to pay <strong>{escape(amount)}</strong> to "
+        f"<strong>{escape(merchant)}</strong>?</p>"
+        + form("/checkout/acs/challenge/answer", fields, buttons)
+    )
+    return page(200, "Confirm your payment", body, forms_to=leads_to)
+
+
+def browser_data(
+    merchant: str, amount: str, defaults: Mapping[str, str], leads_to: Sequence[str | None]
+) -> Reply:
+    """The hosted page.  Its form has no action: it goes back to the address it came from."""
+    body = f"<p>Pay <strong>{escape(amount)}</strong> to <strong>{escape(merchant)}</strong>.</p>"
+    body += form(None, defaults, '<button type="submit">Continue</button>')
+    return page(
+        200, "Authenticate your payment", body, forms_to=leads_to, script=_FILL, framed=False
+    )
+
+
+def form(action: str | None, fields: Mapping[str, str], inside: str) -> str:
+    target = "" if action is None else f' action="{escape(action)}"'
+    hidden = "".join(
+        f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">'
+        for name, value in fields.items()
+    )
+    return f'<form method="post"{target}>{hidden}{inside}</form>'
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
