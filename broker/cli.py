@@ -186,6 +186,13 @@ Mint a session as ada, with a real JWT of the development identity provider:
   curl -s -X POST {public}/v1/profiles/transactions/sessions \\
     -H "Authorization: Bearer $(curl -s '{sandbox_url}/idp/token?user=ada&format=text')"
 
+Other profiles: checkout-3ds, checkout-3ds-hosted (with a source, as below), checkout-flow.
+
+  curl -s -X POST {public}/v1/profiles/checkout-3ds-hosted/sessions \\
+    -H "Authorization: Bearer $(curl -s '{sandbox_url}/idp/token?user=ada&format=text')" \\
+    -H 'Content-Type: application/json' \\
+    -d '{{"parameters": {{"source": {{"type": "token", "token": "tok_challenge"}}}}}}'
+
   metrics {ops}/metrics · API {public}/v1/openapi.json · upstream calls {sandbox_url}/_sandbox/calls
 
 Ctrl-C ends it all.

@@ -81,8 +81,8 @@ profiles:
     source: ${{parameters.source}}
     completion:
       type: hosted
-      success_url: http://127.0.0.1:{port}/demo/success
-      failure_url: http://127.0.0.1:{port}/demo/failure
+      success_url: {sandbox}/shop/success
+      failure_url: {sandbox}/shop/failure
     parameters: {{source: {{like: source, required: true}}}}
     allow:
       callers: [shop-users, shop-backend]
@@ -95,8 +95,8 @@ profiles:
     amount: 6540
     currency: GBP
     billing: {{address: {{country: GB}}}}
-    success_url: https://shop.example/paid
-    failure_url: https://shop.example/not-paid
+    success_url: {sandbox}/shop/success
+    failure_url: {sandbox}/shop/failure
     ip_address: ${{request.ip}}
     allow:
       callers: [shop-users, shop-backend]

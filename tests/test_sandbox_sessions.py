@@ -1413,3 +1413,15 @@ def test_what_is_unknown_is_still_the_406_of_a_wrong_prefix() -> None:
             assert answer.headers["content-type"].startswith("text/html")
 
     run(scene)
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("success", 200), ("failure", 200), ("x", 404)])
+def test_the_shop_believes_nothing_of_its_address(outcome: str, status: int) -> None:
+    """Where hosted pages lead back to shows no value of the query."""
+
+    async def scene(world: World) -> None:
+        page = await world.http.get(f"/shop/{outcome}?cko-session-id=c4nary")
+        assert page.status_code == status
+        assert "c4nary" not in page.text
+
+    run(scene)

@@ -27,6 +27,7 @@ from broker.sandbox.opaque import OpaqueTokens
 from broker.sandbox.operations import AwaitedOperation, Exchange, Ledger, Operation
 from broker.sandbox.payment_sessions import PaymentSessions
 from broker.sandbox.settings import SandboxSettings
+from broker.sandbox.shop import back
 from broker.sandbox.threeds_api import ThreeDsApi
 from broker.sandbox.threeds_control import ThreeDsControl
 from broker.sandbox.threeds_flow import Sessions
@@ -137,6 +138,7 @@ def _threeds_operations(threeds: ThreeDsApi, pages: ThreeDsPages) -> list[Row]:
         ("/checkout/acs/challenge", "checkout.acs-challenge", "POST", pages.challenge),
         ("/checkout/acs/challenge/answer", "checkout.acs-answer", "POST", pages.answer),
         ("/checkout/pay/{token}", "checkout.pay", "GET POST", pages.pay),
+        ("/shop/{outcome}", "shop.back", "GET HEAD", back),
     ]
 
 
