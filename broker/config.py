@@ -32,7 +32,7 @@ from broker.presets.shorthand import spelt_out
 from broker.profiles import make_profile, read_settings
 from broker.snapshot import ANONYMOUS, Profile, Snapshot
 from broker.strict import Unreadable, read_yaml
-from broker.urls import plain_http
+from broker.urls import canonical, plain_http
 
 M = TypeVar("M", bound=BaseModel)
 _REQUEST_HOLES = {"request.ip", "request.user_agent", "request.accept"}
@@ -243,8 +243,8 @@ class _Reading:
             self._trusted(at, profile, callers)
             most = file.answer.expiry.most.total_seconds()
             lifetime = file.answer.expiry.lifetime
-            if lifetime and not 0 < profile.fixed[lifetime] <= most:
-                self.fault(at + pointer(lifetime), f"is over nothing and up to {most:g}s")
+            if lifetime and not 1 <= profile.fixed[lifetime] <= most:
+                self.fault(at + pointer(lifetime), f"is from 1s to {most:g}s")
             elif lifetime:
                 most = profile.fixed[lifetime]
             if profile.min_remaining is not None and profile.min_remaining >= most:
@@ -277,14 +277,14 @@ class _Reading:
         if how.scopes and credential.scope and not set(how.scopes) & set(credential.scope):
             wanted = " or ".join(how.scopes)
             self.fault(f"{at}/credential", f"asks for none of the scopes that this needs: {wanted}")
-        here = environment_of(file, profile.base_url)
+        here, token_url = environment_of(file, profile.base_url), canonical(credential.token_url)
         for name, other in file.environments.items():
-            if here is None or not (there := re.fullmatch(other.token_url, credential.token_url)):
+            if here is None or not (there := re.fullmatch(other.token_url, token_url)):
                 continue
             if name != here[0]:
                 self.fault(f"{at}/credential", f"its tokens are of {name}, base_url is {here[0]}")
                 continue
-            mine = re.fullmatch(other.base_url, profile.base_url)
+            mine = re.fullmatch(other.base_url, canonical(profile.base_url))
             if mine and mine.groupdict().get("prefix") != there.groupdict().get("prefix"):
                 self.fault(f"{at}/base_url", "its account prefix is not that of the token_url")
 

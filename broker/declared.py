@@ -32,7 +32,7 @@ from broker.faults import UNTOLD, faults_of
 from broker.holes import Template, is_template
 from broker.model import JSON
 from broker.schedule import parse_duration
-from broker.urls import Url
+from broker.urls import Url, plain_http
 
 
 class Strict(BaseModel):
@@ -241,10 +241,17 @@ def _annotation(declared: Declared, holes: bool) -> Any:
         case "secret":
             return SecretRef
         case "url":
-            kind = Url
+            kind = Annotated[Url, AfterValidator(_encrypted)]
         case "duration":
             return Duration
     return Annotated[kind, Holes()] if holes else kind
+
+
+def _encrypted(url: str) -> str:
+    """For addresses that are given to others: what they post or append there is secret too."""
+    if plain_http(url, []):
+        raise ValueError("an address on a network begins with https://")
+    return url
 
 
 def _object(declared: Declared, holes: bool) -> Any:

@@ -214,7 +214,7 @@ def outcome_of(error: BrokerError) -> Outcome:
         Overloaded: Outcome.UNAVAILABLE,
     }
     usual = Outcome.CLIENT_ERROR if error.status < 500 else Outcome.INTERNAL
-    return special.get(type(error), usual)
+    return next((special[kind] for kind in type(error).__mro__ if kind in special), usual)
 
 
 def problem_types() -> list[type[BrokerError]]:

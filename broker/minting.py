@@ -216,7 +216,10 @@ class Minting:
 
     def long_enough(self, profile: Profile, min_fresh: float) -> None:
         """Refuses a wish that no session of this upstream meets, before one is made for it."""
-        most = profile.preset.file.answer.expiry.most.total_seconds()
+        expiry = profile.preset.file.answer.expiry
+        most = expiry.most.total_seconds()
+        if expiry.lifetime:
+            most = min(most, profile.fixed[expiry.lifetime])
         if min_fresh > min(most, self._lifetimes.get(profile.name, most)):
             raise _too_short()
 

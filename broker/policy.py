@@ -167,16 +167,16 @@ def _settings(
         return profile.fixed
     settings = dict(profile.fixed)
     for setting in profile.open_settings:
-        if parameters is None and any(hole.startswith("parameters.") for hole in setting.holes):
-            continue
         said = parameters or {}
         values = {hole: _value(hole, profile, caller, said, facts) for hole in setting.holes}
+        stable = (*_FROM_CALLER, "parameters.") if profile.keeps_parameters else _FROM_CALLER
+        bound.update({h: v for h, v in values.items() if h.startswith(stable) and v is not ABSENT})
+        if parameters is None and any(hole.startswith("parameters.") for hole in setting.holes):
+            continue
         try:
             filled = fill_tree(setting.template, values)
         except Unfillable as exc:
             raise _unfit(setting, [exc.hole]) from None
-        stable = (*_FROM_CALLER, "parameters.") if profile.keeps_parameters else _FROM_CALLER
-        bound.update({h: v for h, v in values.items() if h.startswith(stable) and v is not ABSENT})
         if filled is ABSENT:
             if setting.checker.declared[setting.name].required:
                 raise _unfit(setting, setting.holes)

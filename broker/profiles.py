@@ -6,11 +6,11 @@ settings have and may have, and which of settings that exclude each other it set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from broker.declared import Checked, SecretRef
+from broker.declared import OBSERVED, Checked, SecretRef
 from broker.errors import Fault
 from broker.faults import pointer, secret_hint
 from broker.file import ProfileEntry
@@ -20,7 +20,6 @@ from broker.presets import Preset
 from broker.presets.vocabulary import parts_of
 from broker.schedule import parse_duration
 from broker.snapshot import OpenSetting, Profile
-from broker.urls import plain_http
 
 FaultAt = Callable[[str, str], None]
 """Takes where, as a JSON Pointer, and what is wrong there."""
@@ -58,7 +57,7 @@ def make_profile(
     _check_choices(at, entry, preset, found, fault)
     keeps = entry.rotation is not None or _follow_ups_need_parameters(preset, found)
     _check_opt_in(at, preset, found, keeps, fault)
-    _check_urls(at, found, fault)
+    _check_readings(at, preset, found, fault)
     secrets = {k: v for k, v in found.items() if isinstance(v, SecretRef)}
     open_settings = _open_settings(preset, found)
     not_fixed = {*secrets, *(one.name for one in open_settings)}
@@ -98,7 +97,9 @@ def _check_hole(
     hole: str, setting: str, at: str, entry: ProfileEntry, preset: Preset, fault: FaultAt
 ) -> None:
     space, _, key = hole.partition(".")
-    if space == "parameters" and key in entry.parameters:
+    if hole in OBSERVED and setting in preset.file.guarded:
+        fault(at, f"{setting} is not for a browser to say, in no field of its requests")
+    elif space == "parameters" and key in entry.parameters:
         if entry.parameters[key].trusted:
             return
         if setting in preset.file.merchant and not entry.merchant_from_parameters:
@@ -173,24 +174,22 @@ def _check_opt_in(
     """What needs a yes in words: refused here where the file says it, by policy where a request
     does; and never with handles that would have to keep it."""
     for rule in preset.file.opt_in:
-        if settings.get(rule.needs) is True:
+        if any(holes_in(settings.get(rule.needs))):
+            fault(at + pointer(rule.needs), "is for this file to say: true or false")
+        elif settings.get(rule.needs) is True:
             if keeps:
                 fault(at + pointer(rule.needs), "a handle would have to keep what this lets in")
         elif value_at(settings, rule.at) == rule.equals:
             fault(at + rule.at, f"{rule.equals!r} needs {rule.needs}: true")
 
 
-def _check_urls(at: str, settings: Mapping[str, JSON], fault: FaultAt) -> None:
-    """Addresses that are given to the upstream: what it posts or appends there is secret too."""
-    for name, value in settings.items():
-        for text in _texts_in(value):
-            if plain_http(text, []):
-                fault(at + pointer(name), "an address on a network begins with https://")
-
-
-def _texts_in(tree: JSON) -> Iterator[str]:
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from _texts_in(value)
+def _check_readings(at: str, preset: Preset, settings: Mapping[str, JSON], fault: FaultAt) -> None:
+    """What is read without the caller it was made for can need nothing of a caller."""
+    file = preset.file
+    for name, action in file.actions.items():
+        if action.trusted is None and not (file.callbacks and file.callbacks.read == name):
+            continue
+        for hole in holes_in(parts_of(action.request)):
+            setting = hole.removeprefix("settings.")
+            if setting != hole and any(holes_in(settings.get(setting))):
+                fault(at + pointer(setting), f"the action {name!r} needs it without a caller too")

@@ -41,7 +41,7 @@ class ActBody(_Body):
     session_token: str | None = Field(
         default=None,
         min_length=1,
-        max_length=4096,
+        max_length=16384,
         description="the session's own token, to make the call with in place of our credential",
     )
 

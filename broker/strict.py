@@ -78,7 +78,10 @@ _decode = json.JSONDecoder(
     object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float
 ).decode
 _decode_any = json.JSONDecoder(
-    object_pairs_hook=_object, parse_constant=_constant, parse_int=str, parse_float=str
+    object_pairs_hook=_object,
+    parse_constant=_constant,
+    parse_int=lambda digits: int(digits) if len(digits) <= 18 else math.inf,
+    parse_float=float,
 ).decode
 
 
@@ -87,7 +90,7 @@ def read_json(raw: bytes | str, *, any_number: bool = False) -> JSON:
 
     What comes out can be written again by any encoder: numbers are finite and fit 64 bits, texts
     are Unicode without lone surrogates (`"\\ud800"` is JSON, but no text).
-    any_number: numbers of any size may be in it, and come out as their text.
+    any_number: numbers of any size may be in it; what is too large comes out as infinity.
     """
     try:
         text = raw.decode() if isinstance(raw, bytes) else raw

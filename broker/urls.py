@@ -32,6 +32,14 @@ def is_url(text: str) -> bool:
     return parts.scheme in ("https", "http") and bool(parts.hostname)
 
 
+def canonical(url: str) -> str:
+    """One spelling for an absolute URL of several that lead to the same place."""
+    parts = urlsplit(url)
+    port = "" if parts.port in (None, 80 if parts.scheme == "http" else 443) else f":{parts.port}"
+    host = (parts.hostname or "").rstrip(".")
+    return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")
+
+
 def is_loopback(host: str) -> bool:
     """Is this host name the machine itself, without asking a name server?"""
     if host == "localhost" or host.endswith(".localhost"):

@@ -279,6 +279,10 @@ class PresetFile(Strict):
             raise ValueError(f"names views that are not declared: {', '.join(sorted(unknown))}")
         if self.callbacks and self.callbacks.read not in self.actions:
             raise ValueError("callbacks.read names an action")
+        requests = [self.request, *(action.request for action in self.actions.values())]
+        requests += [self.revoke] if self.revoke else []
+        if self.authorization.form and any(one.form is None for one in requests):
+            raise ValueError("authorization.form needs requests that send a form")
         lifetime = self.settings.get(self.answer.expiry.lifetime or "")
         if lifetime and (lifetime.type != "duration" or lifetime.default is None):
             raise ValueError("expiry.lifetime names a setting of type duration with a default")
@@ -313,6 +317,8 @@ class PresetFile(Strict):
         for action in self.actions.values():
             data = {"data", *(f"data.{name}" for name in action.data)}
             follow_up = sent | {"session.id", *OBSERVED} | data
+            if self.callbacks and self.actions.get(self.callbacks.read) is action:
+                follow_up = (sent - {"uuid4"}) | {"session.id"}
             yield from ((hole, follow_up) for hole in holes_in(parts_of(action.request)))
         if self.revoke:
             yield from ((hole, sent | {"session.id"}) for hole in holes_in(parts_of(self.revoke)))

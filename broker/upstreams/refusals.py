@@ -28,8 +28,8 @@ from broker.upstreams.transport import Answer
 
 _CODE = re.compile(r"[a-z][a-z0-9_]{1,63}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,63}")
-_DIGITS = re.compile(r"\d{7}")
-"""In a row, they may be of a card's number; no code has so many."""
+_CARD = re.compile(r"(?:\d[-_]?){13}")
+"""Digits in a row, be they in groups, that may be a card's number; few ids have so many."""
 _MOST_CODES = 5
 _OF_SESSIONS = {"action-not-allowed", "busy", "done", "handle-expired"}
 
@@ -115,10 +115,10 @@ def _diagnosis(file: PresetFile, answer: Answer, tree: JSON) -> str:
     codes = [code for code in found[:_MOST_CODES] if _safe(code, _CODE)]
     request_id = first_at(tree, [where.request_id]) if where.request_id else ABSENT
     if not _safe(request_id, _ID):
-        request_id = answer.headers.get(where.request_id_header)
+        request_id = answer.headers.get(where.request_id_header.lower())
     told = f": {', '.join(codes)}" if codes else ""
     return told + (f" (upstream request {request_id})" if _safe(request_id, _ID) else "")
 
 
 def _safe(value: JSON, form: re.Pattern[str]) -> bool:
-    return isinstance(value, str) and bool(form.fullmatch(value)) and not _DIGITS.search(value)
+    return isinstance(value, str) and bool(form.fullmatch(value)) and not _CARD.search(value)
