@@ -101,7 +101,8 @@ def read_json(raw: bytes | str, *, any_number: bool = False) -> JSON:
     except Unreadable:
         raise
     except (ValueError, RecursionError):
-        raise Unreadable("not JSON") from None
+        pass  # raised below: the decoder's own error holds the whole text, as would its context
+    raise Unreadable("not JSON")
 
 
 class _Loader(yaml.SafeLoader):
