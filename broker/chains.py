@@ -183,6 +183,7 @@ class Chains:
         if grant.facts.now >= until:
             raise _over("the session is over")
         checked = _action_data(checker, data, grant.facts)
+        policy.has_opted_in(profile, checked, "/data")
         if session_token is not None and profile.preset.file.session_authorization is None:
             raise _no_session_token()
         callbacks = profile.preset.file.callbacks

@@ -39,7 +39,7 @@ def decide(profile: Profile, caller: Caller, parameters: JSON, facts: Facts) -> 
     for group in profile.preset.file.exactly_one:
         if len([name for name in group if name in settings]) != 1:
             raise _exclusive(group)
-    _opt_in(profile, settings)
+    has_opted_in(profile, settings, "/parameters")
     return Grant(
         profile=profile.name,
         caller=caller,
@@ -99,11 +99,13 @@ def _admit(profile: Profile, caller: Caller, facts: Facts) -> bool:
     return False
 
 
-def _opt_in(profile: Profile, settings: Mapping[str, JSON]) -> None:
-    """What the profile must say yes to in words before a request may have it."""
+def has_opted_in(profile: Profile, said: Mapping[str, JSON], at: str) -> None:
+    """Raises InvalidParameters for what the profile must say yes to in words first, and does not.
+
+    said: settings, or an action's data under the names of settings; at: where they came from."""
     for rule in profile.preset.file.opt_in:
-        if value_at(settings, rule.at) == rule.equals and settings.get(rule.needs) is not True:
-            fault = Fault("/parameters", f"{rule.equals} as {rule.at} is refused by this profile")
+        if value_at(said, rule.at) == rule.equals and profile.fixed.get(rule.needs) is not True:
+            fault = Fault(at, f"{rule.equals} as {rule.at} is refused by this profile")
             raise InvalidParameters("The profile does not take this.", faults=[fault])
 
 

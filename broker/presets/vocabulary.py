@@ -211,7 +211,8 @@ class Callbacks(Strict):
 
 
 class OptIn(Strict):
-    """A setting's value that is refused unless the profile says yes to it, by `needs`."""
+    """A value, in a setting or in an action's data of that name, that is refused unless the profile
+    says yes to it, by `needs`."""
 
     needs: str
     at: Pointer

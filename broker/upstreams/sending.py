@@ -23,8 +23,8 @@ from broker.snapshot import Profile
 from broker.upstreams.transport import Answer, Transport
 
 _REFUSED_WAIT = 60.0
-"""Seconds after a new access token was refused too: it is not the token's age, and asking for more
-of them would only hammer the token endpoint."""
+"""Seconds after a new access token was refused too, unless one is taken meanwhile: it is not the
+token's age, and asking for more of them would only hammer the token endpoint."""
 
 
 class Attempt:
@@ -81,7 +81,10 @@ class Sender:
         sent = self._clock.monotonic()
         attempt.sent = True
         answer = await self._send(request, values, token)
-        if answer.status != 401 or sent < self._refused_until:
+        if answer.status != 401:
+            self._refused_until = float("-inf")
+            return answer
+        if sent < self._refused_until:
             return answer
         attempt.sent = False  # it was refused
         self._tokens.forget(older_than=sent)
