@@ -47,6 +47,8 @@ from broker.wire import (
 )
 
 _log = structlog.get_logger("api")
+_CALLBACK_SECONDS = 1.0
+"""For the body of a callback, whose sender is not known before it is there."""
 Handler = Callable[[Scope, Receive, Record], Awaitable[Reply]]
 
 
@@ -176,10 +178,11 @@ class Api:
         fields = scope["fields"]
         if name in self._known:
             record.profile = name
-        raw = await read_body(fields, receive, self._max_body)
-        if not is_json(fields):
-            raise UnsupportedMediaType("The body must be application/json.")
-        record.source = await self._callbacks.receive(name, fields, raw)
+        with self._callbacks.place(name):
+            if not is_json(fields):
+                raise UnsupportedMediaType("The body must be application/json.")
+            raw = await read_body(fields, receive, self._max_body, _CALLBACK_SECONDS)
+            record.source = await self._callbacks.receive(name, fields, raw)
         return Reply(204, headers=[NO_STORE])
 
     async def access_token(self, scope: Scope, receive: Receive, record: Record) -> Reply:

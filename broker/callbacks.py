@@ -8,21 +8,23 @@ here. Either way the session is read again with our own credential, so order doe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import limits
 import structlog
 
 from broker.errors import (
     BrokerError,
+    HandleExpired,
     MalformedRequest,
+    Overloaded,
     RateLimited,
     Unauthenticated,
     UnknownProfile,
-    UpstreamError,
 )
 from broker.flights import Flights, Spawn
 from broker.keyring import Keyring
@@ -40,11 +42,14 @@ from broker.upstreams.preset import Acted, Upstream
 
 _log = structlog.get_logger("callbacks")
 _UNKNOWN = limits.parse("5/second")
-"""Of sessions that are not known here (another replica's, or anybody's guess), for each profile."""
-_KNOWN = limits.parse("6/minute")
-"""Of each session that is: whoever has one may post about it as often as they like."""
+"""Readings of sessions that are not known here (another replica's, or anybody's guess), for each
+profile."""
+_KNOWN = limits.parse("12/minute")
+"""Readings of each session that is: whoever has one may post about it as often as they like."""
 _WAITS = (0.5, 2.0, 8.0)
 """Seconds between readings after a hint: the upstream may say it before it has written it down."""
+_PLACES = 32
+"""Callbacks at once, a quarter of what may be in flight at the most."""
 _EVENT_KEPT = 7 * 86400.0
 
 
@@ -74,16 +79,35 @@ class Callbacks:
         self._metrics = metrics
         self._spawn = spawn
         self._readings: Flights[str, Acted] = Flights(spawn)
+        self._places = max(1, min(_PLACES, snapshot.server.max_in_flight // 4))
+        self._taken = 0
+
+    @contextlib.contextmanager
+    def place(self, name: str) -> Iterator[None]:
+        """A place among the few that are for callbacks: strangers hold no other. To be asked for
+        before the body is read. Raises UnknownProfile, Overloaded."""
+        self._which(name)
+        if self._taken >= self._places:
+            raise Overloaded("Too many callbacks at once.", retry_after=1.0)
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+    def _which(self, name: str) -> tuple[Profile, vocabulary.Callbacks]:
+        profile = self._profiles.get(name)
+        how = profile.preset.file.callbacks if profile else None
+        if profile is None or how is None:
+            raise UnknownProfile("There is no such profile that takes callbacks.")
+        return profile, how
 
     async def receive(self, name: str, headers: Mapping[bytes, bytes], raw: bytes) -> str:
         """Takes what was posted. Gives what became of it, for the audit line.
 
         Raises UnknownProfile, Unauthenticated for a wrong signature, MalformedRequest, and, for a
-        signed event only, UpstreamError."""
-        profile = self._profiles.get(name)
-        how = profile.preset.file.callbacks if profile else None
-        if profile is None or how is None:
-            raise UnknownProfile("There is no such profile that takes callbacks.")
+        signed event only, what its reading raises."""
+        profile, how = self._which(name)
         signed = self._signed(profile, how, headers, raw)
         try:
             tree = read_json(raw)
@@ -127,7 +151,7 @@ class Callbacks:
             return "duplicate"
         try:
             outcome = await self._read(profile, session_id, "webhook")
-        except UpstreamError:
+        except BrokerError:
             self._metrics.called_back(profile.name, "event", "failed")
             raise
         if key:
@@ -137,15 +161,21 @@ class Callbacks:
     async def _hint(self, profile: Profile, session_id: str) -> str:
         if self._results.known(profile, session_id):
             return "duplicate"
+        if not await self._may_read(profile, session_id):
+            return "dropped"
+        _ = self._spawn(self._follow_up(profile, session_id))
+        return "taken"
+
+    async def _may_read(self, profile: Profile, session_id: str) -> bool:
+        """Counts one reading that nobody proved a need for."""
         try:
             if self._results.expected(profile, session_id):
                 await self._limits.hit(_KNOWN, profile.name, "callback", session_id)
             else:
                 await self._limits.hit(_UNKNOWN, profile.name, "callback", "")
         except RateLimited:
-            return "dropped"
-        _ = self._spawn(self._follow_up(profile, session_id))
-        return "taken"
+            return False
+        return True
 
     async def _follow_up(self, profile: Profile, session_id: str) -> None:
         """Reads until the session is over, for a while."""
@@ -153,11 +183,13 @@ class Callbacks:
         for wait in (*_WAITS, None):
             try:
                 outcome = await self._read(profile, session_id, "callback")
-            except UpstreamError as exc:
+            except BrokerError as exc:
                 _log.warning("not_read", profile=profile.name, problem=exc.slug, cause=exc.cause)
             if outcome in ("verified", "unknown") or wait is None:
                 break
             await self._clock.sleep(wait)
+            if not await self._may_read(profile, session_id):
+                break
         self._metrics.called_back(profile.name, "hint", outcome)
 
     async def _read(self, profile: Profile, session_id: str, source: str) -> str:
@@ -169,9 +201,7 @@ class Callbacks:
                 f"{profile.name} {session_id}",
                 lambda: self._sources[profile.name].reread(session_id),
             )
-        except UpstreamError:
-            raise
-        except BrokerError:  # HandleExpired: it is not there
+        except HandleExpired:
             return "unknown"
         self._results.learn(profile, session_id, acted, source)
         return "verified" if acted.final else "open"

@@ -8,8 +8,7 @@ widen access. What the file says is told by `file.py`; what it means, across its
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,17 +21,15 @@ from broker.file import (
     CallerEntry,
     ConfigFile,
     CredentialEntry,
-    ForwardAuthCaller,
     ProfileEntry,
-    Server,
 )
-from broker.model import Reuse
-from broker.presets import Preset, environment_of, load_preset
+from broker.presets import Preset, load_preset
 from broker.presets.shorthand import spelt_out
 from broker.profiles import make_profile, read_settings
 from broker.snapshot import ANONYMOUS, Profile, Snapshot
 from broker.strict import Unreadable, read_yaml
-from broker.urls import canonical, plain_http
+from broker.together import Together
+from broker.urls import plain_http
 
 M = TypeVar("M", bound=BaseModel)
 _REQUEST_HOLES = {"request.ip", "request.user_agent", "request.accept"}
@@ -83,7 +80,7 @@ class _Reading:
         profiles = dict(self._profiles())
         self._people(top)
         self._plain_http(top)
-        self._references(top, callers, credentials, profiles)
+        Together(self.tree, callers, credentials, profiles, self.faults).check(top)
         if self.faults:
             raise ConfigError(self.faults)
         return Snapshot(
@@ -98,9 +95,6 @@ class _Reading:
             credentials=credentials,
             profiles=profiles,
         )
-
-    def _faulty(self, at: str) -> bool:
-        return any(fault.pointer.startswith(at) for fault in self.faults)
 
     def fault(self, at: str, reason: str) -> None:
         self.faults.append(Fault(at, reason))
@@ -162,9 +156,7 @@ class _Reading:
             preset = self._preset(at, entry.get("preset"))
             parameters = common.get("parameters")
             if preset is not None and isinstance(parameters, dict):
-                declared = preset.file.settings
-                known = {k: v.model_dump(exclude_unset=True) for k, v in declared.items()}
-                common["parameters"] = {k: spelt_out(v, known) for k, v in parameters.items()}
+                common["parameters"] = self._spelt_out(at, parameters, preset)
             found = self._model(ProfileEntry, common, at)
             if preset is None:
                 continue
@@ -172,6 +164,19 @@ class _Reading:
             self.faults += faults
             if found is not None and not faults:
                 yield name, make_profile(name, at, found, preset, read, self.fault)
+
+    def _spelt_out(self, at: str, parameters: dict[str, Any], preset: Preset) -> dict[str, Any]:
+        """The parameters with `like: SETTING` as that setting's declaration."""
+        declared = preset.file.settings
+        known = {name: one.model_dump(exclude_unset=True) for name, one in declared.items()}
+        found = {}
+        for name, one in parameters.items():
+            like = one.get("like") if isinstance(one, dict) else None
+            if like is not None and not (isinstance(like, str) and like in known):
+                self.fault(at + pointer("parameters", name, "like"), "is no setting of the preset")
+            else:
+                found[name] = spelt_out(one, known)
+        return found
 
     def _preset(self, at: str, name: Any) -> Preset | None:
         if not isinstance(name, str):
@@ -219,113 +224,3 @@ class _Reading:
                             "a secret or token would go over plain http; use https, or name the "
                             "host in outbound.insecure_http_hosts",
                         )
-
-    def _references(
-        self,
-        top: ConfigFile,
-        callers: Mapping[str, CallerEntry],
-        credentials: Mapping[str, CredentialEntry],
-        profiles: Mapping[str, Profile],
-    ) -> None:
-        """What holds only between entries."""
-        self._server(top.server)
-        for name, credential in credentials.items():
-            self._exposure(pointer("credentials", name, "expose_to"), credential, callers, profiles)
-        for profile in profiles.values():
-            at = pointer("profiles", profile.name)
-            file = profile.preset.file
-            if not profile.base_url:
-                self.fault(f"{at}/base_url", "is required: the preset names none")
-            own = "base_url" in self.tree["profiles"][profile.name]
-            if not own and plain_http(profile.base_url, top.outbound.insecure_http_hosts):
-                self.fault(f"{at}/preset", "its base_url is plain http; give the profile another")
-            self._authorization(at, profile, credentials)
-            self._trusted(at, profile, callers)
-            most = file.answer.expiry.most.total_seconds()
-            lifetime = file.answer.expiry.lifetime
-            if lifetime and not 1 <= profile.fixed[lifetime] <= most:
-                self.fault(at + pointer(lifetime), f"is from 1s to {most:g}s")
-            elif lifetime:
-                most = profile.fixed[lifetime]
-            if profile.min_remaining is not None and profile.min_remaining >= most:
-                self.fault(f"{at}/min_remaining", f"no session of this preset lives {most:g}s")
-            if profile.rotation and file.reuse is Reuse.SINGLE_USE:
-                self.fault(f"{at}/rotation", "sessions of this preset are for one use; remove it")
-            if not self.tree.get("keys") and profile.gives_handles and not self._faulty("/keys"):
-                self.fault(
-                    "/keys",
-                    "a profile gives out handles, which are sealed: name a key file with 32 bytes "
-                    "or more (head -c 32 /dev/urandom | base64 > seal.key)",
-                )
-
-    def _authorization(
-        self, at: str, profile: Profile, credentials: Mapping[str, CredentialEntry]
-    ) -> None:
-        """What the profile shows its upstream: of one kind, and of the same environment."""
-        file = profile.preset.file
-        how = file.authorization
-        secret = how.secret if how.secret in profile.secrets else None
-        if how.access_token and how.secret and (secret is None) == (profile.credential is None):
-            self.fault(f"{at}/credential", f"give exactly one of credential and {how.secret}")
-        elif how.access_token and not how.secret and profile.credential is None:
-            self.fault(f"{at}/credential", "is required: the preset sends an access token")
-        elif not how.access_token and profile.credential is not None:
-            self.fault(f"{at}/credential", "is not used: the preset sends no access token")
-        credential = credentials.get(profile.credential or "")
-        if credential is None:
-            return
-        if how.scopes and credential.scope and not set(how.scopes) & set(credential.scope):
-            wanted = " or ".join(how.scopes)
-            self.fault(f"{at}/credential", f"asks for none of the scopes that this needs: {wanted}")
-        here, token_url = environment_of(file, profile.base_url), canonical(credential.token_url)
-        for name, other in file.environments.items():
-            if here is None or not (there := re.fullmatch(other.token_url, token_url)):
-                continue
-            if name != here[0]:
-                self.fault(f"{at}/credential", f"its tokens are of {name}, base_url is {here[0]}")
-                continue
-            mine = re.fullmatch(other.base_url, canonical(profile.base_url))
-            if mine and mine.groupdict().get("prefix") != there.groupdict().get("prefix"):
-                self.fault(f"{at}/base_url", "its account prefix is not that of the token_url")
-
-    def _trusted(self, at: str, profile: Profile, callers: Mapping[str, CallerEntry]) -> None:
-        for name in sorted(profile.trusted):
-            entry = callers.get(name)
-            if name not in profile.callers:
-                self.fault(f"{at}/allow/trusted", f"{name!r} is not among allow.callers")
-            elif name == ANONYMOUS or (isinstance(entry, ForwardAuthCaller)):
-                self.fault(f"{at}/allow/trusted", f"{name!r} speaks for browsers")
-        for name in sorted(profile.trusted_parameters if not profile.trusted else ()):
-            at_it = f"{at}/parameters{pointer(name)}"
-            self.fault(at_it, "nobody may send it: allow.trusted names no caller")
-
-    def _server(self, server: Server) -> None:
-        public, ops = server.public, server.ops
-        anywhere = {public.host, ops.host} & {"0.0.0.0", "::"}  # noqa: S104  (compared, not bound)
-        same = public.host == ops.host or anywhere
-        if public.port and public.port == ops.port and same:
-            self.fault(
-                "/server/ops/port", "is the public listener's; metrics need one of their own"
-            )
-        if server.shutdown_grace < server.request_budget:
-            self.fault(
-                "/server/shutdown_grace",
-                "is shorter than request_budget: requests would be cut off",
-            )
-
-    def _exposure(
-        self,
-        at: str,
-        credential: CredentialEntry,
-        callers: Mapping[str, CallerEntry],
-        profiles: Mapping[str, Profile],
-    ) -> None:
-        for name in credential.expose_to:
-            entry = callers.get(name)
-            if entry is None:
-                if name not in self._names("callers"):
-                    self.fault(at, f"there is no caller {name!r} under callers")
-            elif entry.type == "forward_auth" or any(
-                name in profile.callers and profile.origins for profile in profiles.values()
-            ):
-                self.fault(at, f"{name!r} speaks for browsers; access tokens are for services only")

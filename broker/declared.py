@@ -7,13 +7,10 @@ words; pydantic does the checking, built once at load.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from typing import Annotated, Any, Literal, NotRequired, Required, Self, Union, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -21,83 +18,17 @@ from pydantic import (
     Tag,
     TypeAdapter,
     ValidationError,
-    WithJsonSchema,
     model_validator,
 )
-from pydantic_core import SchemaError, core_schema
+from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
 from broker.errors import Fault
 from broker.faults import UNTOLD, faults_of
-from broker.holes import Template, is_template
+from broker.holes import Template
+from broker.kinds import Duration, Holes, SecretRef, Strict
 from broker.model import JSON
-from broker.schedule import parse_duration
 from broker.urls import Url, plain_http
-
-
-class Strict(BaseModel):
-    """Base of everything read from outside: unknown members refused, values frozen, no coercion."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True
-    )
-
-
-class SecretRef(Strict):
-    """Where a secret is: a file or an environment variable, never the value itself."""
-
-    file: str | None = Field(default=None, min_length=1, description="path of a file")
-    env: str | None = Field(default=None, min_length=1, description="name of a variable")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.file is None) == (self.env is None):
-            raise ValueError("give exactly one of file and env")
-        return self
-
-    @property
-    def source(self) -> str:
-        """For logs, metrics and faults."""
-        return f"file:{self.file}" if self.file else f"env:{self.env}"
-
-
-def _duration(value: object) -> timedelta:
-    if not isinstance(value, str):
-        raise ValueError("a number with a unit is wanted: 250ms, 90s, 15m, 8h, 7d")  # noqa: TRY004  (pydantic lets a TypeError through)
-    return parse_duration(value)
-
-
-_DURATION_SCHEMA = {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)$"}
-Duration = Annotated[timedelta, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
-
-
-class OneOrMany:
-    """Marks a list that may be written as its only item."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        return core_schema.no_info_before_validator_function(
-            lambda value: value if isinstance(value, list) else [value], handler(source)
-        )
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
-        many = handler(schema)
-        return {"anyOf": [many, many["items"]]}
-
-
-class Holes:
-    """Marks a type in whose place a text with holes may stand; the text becomes a Template."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        def read(value: object, inner: Any) -> object:
-            return (
-                Template(value) if isinstance(value, str) and is_template(value) else inner(value)
-            )
-
-        return core_schema.no_info_wrap_validator_function(read, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
-        return {"anyOf": [handler(schema), {"type": "string", "pattern": r"\$\{"}]}
-
 
 Observed = Literal["request.ip", "request.user_agent", "request.accept"]
 OBSERVED: tuple[Observed, ...] = get_args(Observed)
@@ -242,14 +173,16 @@ def _annotation(declared: Declared, holes: bool) -> Any:
             return SecretRef
         case "url":
             kind = Annotated[Url, AfterValidator(_encrypted)]
+            return Annotated[kind, Holes(), AfterValidator(_encrypted)] if holes else kind
         case "duration":
             return Duration
     return Annotated[kind, Holes()] if holes else kind
 
 
-def _encrypted(url: str) -> str:
-    """For addresses that are given to others: what they post or append there is secret too."""
-    if plain_http(url, []):
+def _encrypted(url: str | Template) -> str | Template:
+    """For addresses that are given to others: what they post or append there is secret too. Of one
+    with holes, its beginning is judged now and the whole when it is filled."""
+    if plain_http(f"{url.parts[0]}x" if isinstance(url, Template) else url, []):
         raise ValueError("an address on a network begins with https://")
     return url
 
@@ -303,6 +236,10 @@ class Checked:
             if d.default is not None
         }
         self._observed = tuple(_observations(declared))
+        self._telling = self._adapter
+        if self._observed:
+            told = {name: _told(one) for name, one in declared.items()}
+            self._telling = TypeAdapter(_members(told, False, holes))
 
     @property
     def observes(self) -> bool:
@@ -317,10 +254,14 @@ class Checked:
             if isinstance(one, dict) and (by is None or one.get(by) == tag) and values[hole]:
                 one[member] = values[hole]
 
-    def read(self, tree: JSON, at: str = "") -> tuple[dict[str, JSON], list[Fault]]:
-        """The members with defaults filled in, and no fault; or whatever, and every fault."""
+    def read(
+        self, tree: JSON, at: str = "", *, tells: bool = False
+    ) -> tuple[dict[str, JSON], list[Fault]]:
+        """The members with defaults filled in, and no fault; or whatever, and every fault.
+
+        tells: whoever sends it may say what is else observed."""
         try:
-            found = self._adapter.validate_python(tree)
+            found = (self._telling if tells else self._adapter).validate_python(tree)
         except ValidationError as exc:
             return {}, faults_of(exc, at, self.declared if self._stranger else None)
         return ({**self._defaults, **found} if self._defaults else found), []
@@ -332,6 +273,18 @@ class Checked:
         if "$defs" in schema:
             schema["$defs"] = {marked + name: one for name, one in schema["$defs"].items()}
         return schema
+
+
+def _told(declared: Declared) -> Declared:
+    """The same, with what is observed as ordinary members, for who knows better than we."""
+
+    def plain(members: dict[str, Declared]) -> dict[str, Declared]:
+        return {n: one.model_copy(update={"observed": None}) for n, one in members.items()}
+
+    variants = {tag: plain(members) for tag, members in declared.variants.items()}
+    return declared.model_copy(
+        update={"properties": plain(declared.properties), "variants": variants}
+    )
 
 
 def _observations(

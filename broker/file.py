@@ -14,13 +14,8 @@ from urllib.parse import urlsplit
 import limits
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from broker.declared import (
-    Duration,
-    OneOrMany,
-    ProfileParameter,
-    SecretRef,
-    Strict,
-)
+from broker.declared import ProfileParameter
+from broker.kinds import Duration, OneOrMany, SecretRef, Strict
 from broker.urls import Url, is_url
 
 

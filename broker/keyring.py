@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from broker.declared import SecretRef
 from broker.errors import ConfigError, Fault
+from broker.kinds import SecretRef
 from broker.model import Secret
 
 _MOST = 1 << 20

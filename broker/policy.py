@@ -35,7 +35,7 @@ def decide(profile: Profile, caller: Caller, parameters: JSON, facts: Facts) -> 
     trusted = _admit(profile, caller, facts)
     checked = _parameters(profile, parameters, trusted)
     bound: dict[str, JSON] = {}
-    settings = _settings(profile, caller, checked, facts, bound)
+    settings = _settings(profile, caller, checked, facts, bound, trusted)
     for group in profile.preset.file.exactly_one:
         if len([name for name in group if name in settings]) != 1:
             raise _exclusive(group)
@@ -60,9 +60,9 @@ def follow_up(
     """
     if profile.keeps_parameters:
         return decide(profile, caller, dict(parameters), facts)
-    _admit(profile, caller, facts)
+    trusted = _admit(profile, caller, facts)
     bound: dict[str, JSON] = {}
-    settings = _settings(profile, caller, None, facts, bound)
+    settings = _settings(profile, caller, None, facts, bound, trusted)
     return Grant(
         profile=profile.name, caller=caller, parameters={}, settings=settings, bound=bound,
         facts=facts,
@@ -143,7 +143,7 @@ def _parameters(profile: Profile, tree: JSON, trusted: bool) -> dict[str, JSON]:
         for group in profile.preset.file.exactly_one:
             if len([name for name in group if name in tree]) > 1:
                 raise _exclusive(group)
-    checked, faults = profile.parameters.read(tree, "/parameters")
+    checked, faults = profile.parameters.read(tree, "/parameters", tells=trusted)
     if faults:
         raise InvalidParameters("The parameters do not fit this profile.", faults=faults)
     return checked
@@ -162,9 +162,11 @@ def _settings(
     parameters: Mapping[str, JSON] | None,
     facts: Facts,
     bound: dict[str, JSON],
+    trusted: bool,
 ) -> Mapping[str, JSON]:
     """The settings, filled. `bound` is given what came from the caller, and from the parameters
-    where handles keep those. parameters: None leaves out the settings that need them."""
+    where handles keep those. parameters: None leaves out the settings that need them. A trusted
+    caller tells what is observed of others, as it is not the browser itself."""
     if not profile.open_settings:
         return profile.fixed
     settings = dict(profile.fixed)
@@ -180,13 +182,15 @@ def _settings(
         except Unfillable as exc:
             raise _unfit(setting, [exc.hole]) from None
         if filled is ABSENT:
-            if setting.checker.declared[setting.name].required:
-                raise _unfit(setting, setting.holes)
+            unsaid = not trusted and setting.name in profile.preset.file.guarded
+            if unsaid or setting.checker.declared[setting.name].required:
+                raise _unfit(setting, setting.holes)  # a page does not choose to leave it out
             continue
-        found, faults = setting.checker.read({setting.name: filled})
+        found, faults = setting.checker.read({setting.name: filled}, tells=trusted)
         if faults:
             raise _unfit(setting, setting.holes, faults)
-        setting.checker.observe(found, observed(facts))
+        if not trusted:
+            setting.checker.observe(found, observed(facts))
         settings[setting.name] = found[setting.name]
     return settings
 

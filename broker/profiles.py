@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from broker.declared import OBSERVED, Checked, SecretRef
+from broker.declared import OBSERVED, Checked
 from broker.errors import Fault
 from broker.faults import pointer, secret_hint
 from broker.file import ProfileEntry
 from broker.holes import Template, compile_tree, holes_in, value_at
+from broker.kinds import SecretRef
 from broker.model import JSON
 from broker.presets import Preset
 from broker.presets.vocabulary import parts_of

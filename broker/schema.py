@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker.declared import Strict
 from broker.file import CALLERS, ConfigFile, CredentialEntry, ProfileEntry
+from broker.kinds import Strict
 
 _LIKE = {"type": "object", "properties": {"like": {"type": "string"}}, "required": ["like"]}
 """A parameter that is declared as a setting of the preset is."""

@@ -11,9 +11,10 @@ from datetime import timedelta
 
 from limits import RateLimitItem
 
-from broker.declared import Checked, SecretRef
+from broker.declared import Checked
 from broker.faults import pointer
 from broker.file import CallerEntry, CredentialEntry, Rotation, Server
+from broker.kinds import SecretRef
 from broker.model import JSON
 from broker.presets import Preset
 

@@ -32,12 +32,13 @@ def is_url(text: str) -> bool:
     return parts.scheme in ("https", "http") and bool(parts.hostname)
 
 
-def canonical(url: str) -> str:
-    """One spelling for an absolute URL of several that lead to the same place."""
+def server_of(url: str) -> str:
+    """Scheme, host and port of an absolute URL, in one spelling of several: who gets what is sent
+    there, whatever the path."""
     parts = urlsplit(url)
     port = "" if parts.port in (None, 80 if parts.scheme == "http" else 443) else f":{parts.port}"
     host = (parts.hostname or "").rstrip(".")
-    return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")
+    return f"{parts.scheme}://{host}{port}"
 
 
 def is_loopback(host: str) -> bool:

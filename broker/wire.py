@@ -111,15 +111,17 @@ def min_fresh_of(headers: dict[bytes, bytes]) -> float:
     return float(found[1]) if found else 0.0
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The request's body. Raises RequestTooLarge as soon as that is known, RequestTimeout, and
-    MalformedRequest when the caller goes away."""
+async def read_body(
+    headers: dict[bytes, bytes], receive: Receive, limit: int, seconds: float = BODY_SECONDS
+) -> bytes:
+    """The request's body, if it comes within `seconds`. Raises RequestTooLarge as soon as that is
+    known, RequestTimeout, and MalformedRequest when the caller goes away."""
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared[:12]) > limit:
         raise _too_large(limit)
     body = b""
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             while True:
                 message = await receive()
                 if message["type"] != "http.request":

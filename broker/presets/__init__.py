@@ -17,7 +17,7 @@ from broker.errors import ConfigError, Fault
 from broker.faults import faults_of
 from broker.presets.vocabulary import Environment, PresetFile
 from broker.strict import Unreadable, read_yaml
-from broker.urls import canonical
+from broker.urls import server_of
 
 
 class Preset:
@@ -69,6 +69,6 @@ def load_preset(name: str, base: Path) -> Preset:
 def environment_of(file: PresetFile, base_url: str) -> tuple[str, Environment] | None:
     """The environment that an address belongs to, by its name; None for an address of ours."""
     for name, environment in file.environments.items():
-        if re.fullmatch(environment.base_url, canonical(base_url)):
+        if re.fullmatch(environment.base_url, server_of(base_url)):
             return name, environment
     return None

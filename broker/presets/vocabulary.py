@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from broker.declared import OBSERVED, Declared, Duration, OneOrMany, Parameter, Strict
+from broker.declared import OBSERVED, Declared, Parameter
 from broker.holes import Template, compile_tree, holes_in, is_template
+from broker.kinds import Duration, OneOrMany, Strict
 from broker.model import Reuse
 from broker.presets.shorthand import long_form
 from broker.urls import Url
@@ -220,7 +221,8 @@ class OptIn(Strict):
 
 
 class Environment(Strict):
-    """What belongs together, so that a key for one is not sent to the other."""
+    """What belongs together, so that a key for one is not sent to the other. base_url, token_url:
+    patterns of scheme and host, whatever the path; their `prefix` groups name an account."""
 
     base_url: Pattern
     token_url: Pattern = ""
