@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from broker.errors import UpstreamNonsense
 from broker.holes import value_at
 from broker.model import ComponentSession, Secret
 from broker.presets import parse_preset
-from broker.upstreams.answers import session_of
+from broker.upstreams.answers import session_of, shown, tree_of
 from broker.upstreams.transport import Answer
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -245,3 +246,74 @@ def test_any_bytes_are_nonsense(raw: bytes) -> None:
     """Bytes of no meaning never get further than UpstreamNonsense."""
     with pytest.raises(UpstreamNonsense):
         parsed(FILES["rfc3339"], raw)
+
+
+VIEWS = parse_preset(
+    "views",
+    PRESET.replace("KIND", "seconds").replace(", DEFAULT", "")
+    + """
+views:
+  v: [/id, [/new/name, /old], /a~1b/c~0d, /deep/er/x, /deep/er/y]
+  all: ["@v", /secret]
+""",
+).file
+
+
+@pytest.mark.parametrize(
+    ("tree", "out"),
+    [
+        ({}, {}),
+        ([], {}),
+        ("x", {}),
+        ({"id": 0, "other": 1}, {"id": 0}),
+        ({"id": False}, {"id": False}),
+        ({"id": None}, {}),
+        ({"id": ""}, {"id": ""}),
+        ({"new": {"name": 1}, "old": 2}, {"new": {"name": 1}}),
+        ({"old": 2}, {"new": {"name": 2}}),
+        ({"new": {"name": None}, "old": 2}, {"new": {"name": 2}}),
+        ({"new": "text", "old": 2}, {"new": {"name": 2}}),
+        ({"a/b": {"c~d": 1, "e": 2}}, {"a/b": {"c~d": 1}}),
+        (
+            {"deep": {"er": {"x": 1, "y": [2], "z": 3}, "w": 4}},
+            {"deep": {"er": {"x": 1, "y": [2]}}},
+        ),
+        ({"secret": 1}, {}),
+    ],
+)
+def test_a_view_lets_out_what_it_lists(tree: Any, out: Any) -> None:
+    """Each in its place; of several places, the first that has a value, in the first's place."""
+    assert shown(VIEWS, "v", tree, Answer(200, {}, b"")) == out
+    more = {"secret": tree["secret"]} if isinstance(tree, dict) and "secret" in tree else {}
+    assert shown(VIEWS, "all", tree, Answer(200, {}, b"")) == {**out, **more}
+
+
+@pytest.mark.parametrize("raw", [b'{"a": 1.50}', b' {"n":1e999}', b"{}"])
+def test_verbatim_is_the_body_as_it_came(raw: bytes) -> None:
+    """For an encoder to put in as it stands."""
+    told = shown(VIEWS, "verbatim", {}, Answer(200, {}, raw))
+    assert orjson.dumps([told]) == b"[" + raw + b"]"
+    tree_of(Answer(200, {}, raw), verbatim=True)
+
+
+def lived(wall: datetime, assumed: timedelta | None) -> ComponentSession:
+    raw = b'{"data":{"token":"t"},"id":"i"}'
+    return session_of(FILES["seconds"], Answer(201, {}, raw), 1000.0, wall, assumed)
+
+
+@pytest.mark.parametrize("seconds", [1, 899.5, 86400])
+def test_a_life_that_we_set_ourselves(seconds: float) -> None:
+    """Taken where the answer tells none, before any default; by both clocks."""
+    life = lived(NOON, timedelta(seconds=seconds)).life
+    assert (life.lifetime, life.until) == (timedelta(seconds=seconds), 1000.0 + seconds)
+    with pytest.raises(UpstreamNonsense):
+        lived(NOON, None)
+    with pytest.raises(UpstreamNonsense):
+        lived(NOON, timedelta(0))
+
+
+def test_what_an_answer_tells_goes_before_what_we_set() -> None:
+    """An upstream that gives less life is believed."""
+    raw = b'{"data":{"token":"t"},"id":"i","end":60}'
+    told = session_of(FILES["seconds"], Answer(201, {}, raw), 1000.0, NOON, timedelta(hours=1))
+    assert told.life.lifetime == timedelta(seconds=60)

@@ -30,6 +30,10 @@ from broker.presets import load_preset, packaged
 from broker.schema import json_schema
 from broker.snapshot import Snapshot, secret_refs
 from broker.strict import read_yaml
+from tests.checkout import BROWSER
+from tests.checkout import config as checkout_config
+from tests.checkout import faults as checkout_faults
+from tests.checkout import tree as checkout_tree
 
 CANARY = "c4nary"
 NMI_FILE = Path(__file__).parents[1] / "broker" / "presets" / "nmi.yaml"
@@ -677,3 +681,123 @@ def test_the_schema_refuses_what_the_broker_refuses(changes: dict[str, JSON]) ->
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(json.loads(_tree(**changes)), _schema())
     assert _faults(_tree(**changes))
+
+
+LIFE = "is from 1s to 86400s"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"session_lifetime": "1s"}, []),
+        ({"session_lifetime": "24h"}, []),
+        ({"session_lifetime": "0s"}, [("session_lifetime", LIFE)]),
+        ({"session_lifetime": "999ms"}, [("session_lifetime", LIFE)]),
+        ({"session_lifetime": "86401s"}, [("session_lifetime", LIFE)]),
+        ({"session_lifetime": "soon"}, [("session_lifetime", "a number with a unit is wanted: 250ms, 90s, 15m, 8h, 7d")]),
+        ({"session_lifetime": "${claims.life}"}, [("session_lifetime", "a number with a unit is wanted: 250ms, 90s, 15m, 8h, 7d")]),
+        ({"session_lifetime": "5m", "min_remaining": "5m"}, [("min_remaining", "no session of this preset lives 300s")]),
+        ({"session_lifetime": "5m", "min_remaining": "299s"}, []),
+        ({"rotation": {"max_chain": "1h"}}, [("rotation", "sessions of this preset are for one use; remove it")]),
+        ({"credential": None}, [("credential", "is required: the preset sends an access token")]),
+        ({"base_url": None}, [("base_url", "is required: the preset names none")]),
+        ({"parameters__source": {"like": "nope"}}, [("parameters/source/like", "is no setting of the preset"), ("source", "${parameters.source}: this profile declares no such parameter")]),
+        ({"parameters__hook": {"like": "webhook_key"}}, [("parameters/hook", "a request carries JSON types: no secret, no duration")]),
+        ({"currency": "${request.accept}"}, [("currency", "currency is not for a browser to say, in no field of its requests")]),
+        ({"currency": "${parameters.c}", "parameters__c": {"like": "currency"}},
+         [("currency", "currency comes from claims, from this file, or from a parameter with trusted: true; a browser does not say it")]),
+        ({"currency": "${parameters.c}", "parameters__c": {"like": "currency", "trusted": True}}, []),
+        ({"completion": {"type": "hosted", "success_url": "${parameters.u}", "failure_url": "https://a.example"}, "parameters__u": {"type": "url"}},
+         [("completion", "completion comes from claims, from this file, or from a parameter with trusted: true; a browser does not say it")]),
+        ({"processing_channel_id": "${parameters.c}", "parameters__c": {"type": "string"}},
+         [("processing_channel_id", "who the merchant is comes from claims or from this file; to let the request say it, add merchant_from_parameters: true")]),
+        ({"channel_data": {**BROWSER, "ip_address": "192.0.2.1"}}, [("channel_data/ip_address", "is not a known key")]),
+        ({"source": {"type": "nope"}}, [("source", "is not one of the known types")]),
+        ({"source": {}}, [("source", "does not say which of the known types it is")]),
+        ({"source": {"type": "token", "token": "t", "number": "5"}}, [("source/number", "is not a known key")]),
+    ],
+)  # fmt: skip
+def test_what_a_profile_of_checkout_may_say(
+    changes: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    """Each with its place and reason, and nothing else."""
+    found = checkout_faults(checkout_config(**changes))
+    assert sorted(found, key=str) == sorted(
+        (Fault(f"/profiles/p/{at}", reason) for at, reason in expected), key=str
+    )
+
+
+@pytest.mark.parametrize(
+    ("scope", "good"),
+    [([], True), (["sessions:browser"], True), (["sessions:app", "x"], True), (["sessions"], True),
+     (["payment-sessions"], False), (["sessions:"], False)],
+)  # fmt: skip
+def test_a_credential_asks_for_a_scope_that_serves(scope: list[str], good: bool) -> None:
+    """One of those that the preset names, or none at all, which is the account's default."""
+    told = checkout_tree()
+    told["credentials"]["checkout"]["scope"] = scope
+    reason = (
+        "asks for none of the scopes that this needs: sessions or sessions:browser or sessions:app"
+    )
+    expected = [] if good else [Fault("/profiles/p/credential", reason)]
+    assert checkout_faults(json.dumps(told)) == expected
+
+
+def test_a_setting_with_the_name_of_a_profiles_own_key(tmp_path: Path) -> None:
+    """It could never be set: refused with the preset."""
+    (tmp_path / "own.yaml").write_text(
+        "summary: x\nreuse: per_caller\nbase_url: https://api.example\n"
+        "settings: {key: {type: secret, required: true}, allow: {type: string}, rotation: {type: string}}\n"
+        "authorization: {secret: key}\nrequest: {path: /s}\n"
+        'answer: {token: /t, expiry: {default: 5m}}\noutput: {t: "${session.token}"}\n'
+    )
+    told = json.loads(_tree(profiles__p__preset="./own.yaml"))
+    profile = told["profiles"]["p"]
+    profile.pop("api_key"), profile.pop("gateway")
+    profile["key"] = {"file": "nmi"}
+    with pytest.raises(ConfigError) as caught:
+        parse(json.dumps(told).encode(), tmp_path)
+    assert list(caught.value.faults) == [
+        Fault("/profiles/p/preset", "its setting 'allow' has the name of a profile's own key"),
+        Fault("/profiles/p/preset", "its setting 'rotation' has the name of a profile's own key"),
+    ]
+
+
+OWN = """
+summary: x
+reuse: single_use
+base_url: https://api.example
+settings: {key: {type: secret, required: true}, region: {type: string, required: true}}
+authorization: {secret: key}
+request: {path: /s}
+answer: {token: /t, id: /id, expiry: {default: 5m}}
+output: {t: "${session.token}"}
+views: {all: [/id]}
+actions:
+  read: {request: {method: GET, path: "/${settings.region}/${session.id}"}, output: all}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "good"),
+    [
+        ("", "", True),
+        (", output: all}", ", output: all, trusted: {output: all, within: 1h}}", False),
+        ("actions:", "callbacks: {read: read, session: /id, pattern: '^s$', final_at: /s, final: [x]}\nactions:", False),
+    ],
+)  # fmt: skip
+def test_what_is_read_without_a_caller_needs_nothing_of_one(
+    old: str, new: str, good: bool, tmp_path: Path
+) -> None:
+    """A setting from claims fills no request that callbacks or trusted callers set off."""
+    (tmp_path / "own.yaml").write_text(OWN.replace(old, new) if old else OWN)
+    told = checkout_tree("./own.yaml")
+    told["profiles"]["p"] = {
+        "preset": "./own.yaml", "key": {"env": "K"}, "region": "${claims.region}",
+        "allow": {"callers": ["pages"]},
+    }  # fmt: skip
+    reason = "the action 'read' needs it without a caller too"
+    expected = [] if good else [Fault("/profiles/p/region", reason)]
+    assert checkout_faults(json.dumps(told), tmp_path) == expected
+    told["profiles"]["p"]["region"] = "eu"
+    assert checkout_faults(json.dumps(told), tmp_path) == []

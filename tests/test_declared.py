@@ -345,3 +345,99 @@ def test_the_schema_of_settings_is_json() -> None:
         {str(i): Declared.model_validate(d) for i, (d, _) in enumerate(TAKEN)}, holes=True
     )
     assert orjson.dumps(schema.json_schema())
+
+
+VARIANTS: dict[str, Any] = {
+    "type": "object",
+    "by": "kind",
+    "properties": {"seen": {"type": "string", "observed": "request.accept"}},
+    "variants": {
+        "a": {"ip": {"type": "string", "observed": "request.ip"}, "x": {"type": "integer"}},
+        "b": {"ip": {"type": "string"}},
+    },
+}
+SEEN = {"request.ip": "192.0.2.1", "request.user_agent": "me", "request.accept": "*/*"}
+
+
+@pytest.mark.parametrize(
+    ("value", "observed"),
+    [
+        ({"kind": "a"}, {"kind": "a", "ip": "192.0.2.1", "seen": "*/*"}),
+        ({"kind": "a", "x": 1}, {"kind": "a", "x": 1, "ip": "192.0.2.1", "seen": "*/*"}),
+        ({"kind": "b"}, {"kind": "b", "seen": "*/*"}),
+        ({"kind": "b", "ip": "said"}, {"kind": "b", "ip": "said", "seen": "*/*"}),
+    ],
+)
+def test_what_is_observed_is_filled_in_for_its_variant(
+    value: dict[str, JSON], observed: dict[str, JSON]
+) -> None:
+    """For all variants, or for the one that has the member; what came is left as it is."""
+    checked = Checked({"v": Declared.model_validate(VARIANTS)})
+    found, faults = checked.read({"v": value})
+    assert faults == []
+    assert checked.observes
+    checked.observe(found, SEEN)
+    assert found == {"v": observed}
+
+
+def test_what_is_not_known_is_not_observed() -> None:
+    """An empty value is left out; so is everything where the object itself is not there."""
+    checked = Checked({"v": Declared.model_validate(VARIANTS)})
+    found, _ = checked.read({"v": {"kind": "a"}})
+    checked.observe(found, SEEN | {"request.ip": ""})
+    assert found == {"v": {"kind": "a", "seen": "*/*"}}
+    nothing: dict[str, JSON] = {}
+    checked.observe(nothing, SEEN)
+    assert nothing == {}
+    assert not Checked({"v": Declared(type="object")}).observes
+
+
+@pytest.mark.parametrize("member", ["ip", "seen"])
+def test_what_is_observed_is_not_said(member: str) -> None:
+    """As any member that is not declared; an operator is told its name."""
+    declared = {"v": Declared.model_validate(VARIANTS)}
+    value = {"v": {"kind": "a", member: CANARY}}
+    _, faults = Checked(declared).read(value, "/parameters")
+    assert faults == [Fault("/parameters/v", "has a member that is not declared")]
+    _, faults = Checked(declared, holes=True).read(value, "/p")
+    assert faults == [Fault(f"/p/v/{member}", "is not a known key")]
+
+
+TWO: dict[str, Any] = {"a": {}, "b": {}}
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ({"by": "kind"}, "variants are two or more, and `by` names what tells them apart"),
+        ({"variants": TWO}, "variants are two or more, and `by` names what tells them apart"),
+        ({"by": "kind", "variants": {"a": {}}}, "variants are two or more, and `by` names what tells them apart"),
+        ({"by": "kind", "variants": {**TWO, "c": {"kind": {"type": "string"}}}}, "the member that tells variants apart is not declared in them"),
+        ({"by": "kind", "variants": TWO, "properties": {"kind": {"type": "string"}}}, "the member that tells variants apart is not declared in them"),
+        ({"by": "k", "variants": {**TWO, "c": {"s": {"type": "secret"}}}}, "secrets, durations and defaults do not stand within another value"),
+        ({"by": "k", "variants": {**TWO, "c": {"s": {"type": "string", "default": "x"}}}}, "secrets, durations and defaults do not stand within another value"),
+        ({"properties": {"n": {"type": "integer", "observed": "request.ip"}}}, "what is observed is text, and a member of an object at the top"),
+        ({"properties": {"o": {"type": "object", "properties": {"n": {"type": "string", "observed": "request.ip"}}}}}, "what is observed is text, and a member of an object at the top"),
+        ({"properties": {"l": {"type": "array", "items": {"type": "object", "properties": {"n": {"type": "string", "observed": "request.ip"}}}}}}, "what is observed is text, and a member of an object at the top"),
+    ],
+)  # fmt: skip
+def test_variants_that_cannot_be_told_apart(declared: dict[str, Any], reason: str) -> None:
+    """And what would be observed where nobody fills it in."""
+    with pytest.raises(ValidationError) as caught:
+        Declared.model_validate({"type": "object", **declared})
+    assert reason in {fault.reason for fault in faults_of(caught.value)}
+
+
+@pytest.mark.parametrize("observed", ["request.body", "claims.sub", "", 5])
+def test_only_what_is_seen_is_observed(observed: Any) -> None:
+    """Address, user agent, accept header."""
+    with pytest.raises(ValidationError):
+        Declared.model_validate({"type": "string", "observed": observed})
+
+
+def test_urls_that_are_given_to_others_are_encrypted() -> None:
+    """Plain http goes to this machine only."""
+    declared = {"type": "url"}
+    reason = "an address on a network begins with https://"
+    assert _read(declared, "http://shop.example/x") == [Fault("/parameters/x", reason)]
+    assert _read(declared, "http://127.0.0.1:8080/x") == []

@@ -982,3 +982,73 @@ credentials:
             assert answer.status_code == status, answer.text
 
     run(story())
+
+
+def _unknown(told: Broker) -> float | None:
+    return told.sample("broker_unknown_mints_total", profile="acme")
+
+
+def test_what_cannot_have_happened_is_not_counted(tmp_path: Path) -> None:
+    """No access token, no session; nor where a 401 is followed by no new token."""
+    (tmp_path / "acme.yaml").write_text(ACTING)
+    nonsense = httpx2.Response(200, content=b"{")
+    acme = FakeAcme()
+
+    def upstream(request: httpx2.Request) -> httpx2.Response:
+        is_token = request.url.host == "login.acme.example"
+        if failing == "token" and is_token:
+            return nonsense
+        if failing == "renewal" and is_token and acme.issued:
+            return nonsense
+        return acme(request)
+
+    failing = "token"
+
+    async def story() -> None:
+        nonlocal failing
+        async with broker(ACTING_CONFIG, upstream, base=tmp_path) as told:
+            assert (await told.mint(profile="acme")).status_code >= 500
+            assert not _unknown(told)
+            failing = ""
+            await told.clock.advance(120)
+            assert (await told.mint(profile="acme")).status_code == 201
+            await told.clock.advance(1)
+            failing = "renewal"
+            acme.revoked.add("at-1")
+            assert (await told.mint(profile="acme")).status_code >= 500
+            assert not _unknown(told)
+
+    run(story())
+
+
+def test_a_callers_leaving_may_hide_a_session(tmp_path: Path) -> None:
+    """The request's own time is spent while the upstream works: 504, and it is counted."""
+    (tmp_path / "acme.yaml").write_text(ACTING)
+    acme = FakeAcme()
+
+    async def story() -> None:
+        text = "server: {request_budget: 100ms}\n" + ACTING_CONFIG
+        async with broker(text, acme, base=tmp_path) as told:
+            assert (await told.mint(profile="acme")).status_code == 201
+            transport: Any = told.app._transport
+            transport.before = asyncio.Event().wait
+            answer = await told.mint(profile="acme")
+            assert (answer.status_code, problem(answer)) == (504, "upstream-timeout")
+            assert _unknown(told) == 1
+
+    run(story())
+
+
+@acting
+async def test_an_end_is_no_less_an_end_where_the_upstream_fails(
+    told: Broker, acme: FakeAcme
+) -> None:
+    """204 for the page, whatever the revocation is answered; the handle is over."""
+    for status in (500, 403, 404, 418):
+        handle = (await told.mint(profile="acme")).json()["handle"]
+        acme.status = status
+        assert (await told.end(handle)).status_code == 204
+        acme.status = 200
+        assert problem(await told.post("/v1/sessions/actions/status", {"handle": handle})) == (
+            "handle-expired"
+        )

@@ -25,8 +25,9 @@ from broker.errors import (
     UnknownProfile,
 )
 from broker.model import JSON, Caller, Facts, Grant
-from broker.policy import decide
+from broker.policy import decide, follow_up, oversee, trusts
 from broker.snapshot import Profile
+from tests.checkout import config, parsed
 
 ORIGIN = "https://app.shop.example"
 FACTS = Facts(
@@ -492,3 +493,116 @@ def test_any_parameters_and_claims_are_a_grant_or_a_refusal(
 
 
 _BASE, _CHOICE = _profile(), _profile(CHOICE)
+
+
+# --- whom a profile trusts
+
+
+def _checkout(**changes: Any) -> Profile:
+    return parsed(config(**changes).encode()).profiles["p"]
+
+
+PAGE = Caller("pages", "ada", {"role": "owner", "order": "o-1"})
+BACKEND = Caller("backend", "shop", {})
+TOKEN: dict[str, JSON] = {"source": {"type": "token", "token": "tok_1"}}
+
+
+def test_who_is_trusted() -> None:
+    """By name, and never with a browser's Origin, not even one that is listed."""
+    profile = _checkout()
+    asked = [
+        (PAGE, ""), (PAGE, ORIGIN), (BACKEND, ""), (BACKEND, ORIGIN), (BACKEND, "null"),
+        (Caller("strangers", "shop", {}), ""), (Caller("Backend", "shop", {}), ""),
+    ]  # fmt: skip
+    assert [trusts(profile, caller, _from(origin)) for caller, origin in asked] == [
+        False, False, True, False, False, False, False,
+    ]  # fmt: skip
+    assert not trusts(_checkout(allow__trusted=[]), BACKEND, _from(""))
+
+
+def test_to_oversee_is_to_know_what_the_file_says() -> None:
+    """Nothing of claims or parameters; refused to all others."""
+    profile = _checkout(reference="${claims.order}")
+    grant = oversee(profile, BACKEND, _from(""))
+    assert (grant.settings, grant.parameters, grant.bound) == (profile.fixed, {}, {})
+    assert "reference" not in grant.settings
+    for caller, origin in ((PAGE, ""), (BACKEND, ORIGIN)):
+        with pytest.raises(NotPermitted):
+            oversee(profile, caller, _from(origin))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "${parameters.source}",
+        {"type": "token", "token": "${parameters.token}", "email": "${claims.order}"},
+        {"type": "token", "token": "tok_1", "email": "${claims.order}"},
+    ],
+)
+def test_a_follow_up_binds_as_the_mint_did(source: JSON) -> None:
+    """Without the parameters, which no handle keeps: the same claims give the same bound."""
+    declared = {"source": {"like": "source"}, "token": {"type": "string"}}
+    profile = _checkout(
+        source=source, channel_data=None, parameters=declared, reference="${claims.order}"
+    )
+    said = {**TOKEN, "token": "tok_1"} if "${" in str(source) else {}
+    made = decide(profile, PAGE, said, FACTS)
+    again = follow_up(profile, PAGE, {}, FACTS)
+    assert again.bound == made.bound == {"claims.order": "o-1"}
+    assert (again.parameters, "parameters" in str(again.settings)) == ({}, False)
+    other = follow_up(profile, replace(PAGE, claims={"role": "owner", "order": "o-2"}), {}, FACTS)
+    assert other.bound != made.bound
+
+
+def test_a_follow_up_is_decided_anew() -> None:
+    """Who lost the role, the place or the listing is refused."""
+    profile = _checkout()
+    follow_up(profile, PAGE, {}, FACTS)
+    for caller, facts, kind in (
+        (replace(PAGE, claims={}), FACTS, NotPermitted),
+        (PAGE, _from("https://evil.example"), OriginNotAllowed),
+        (replace(PAGE, name="others"), FACTS, UnknownProfile),
+    ):
+        with pytest.raises(kind):
+            follow_up(profile, caller, {}, facts)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "caller", "origin", "good"),
+    [
+        ({"amount": 1}, BACKEND, "", True),
+        ({"amount": 1}, BACKEND, ORIGIN, False),
+        ({"amount": 1}, PAGE, "", False),
+        ({"amount": None}, PAGE, "", False),
+        ({"amount": "x"}, BACKEND, "", False),
+        ({}, PAGE, "", False),
+        ({}, BACKEND, "", True),
+    ],
+)
+def test_a_trusted_parameter(
+    parameters: dict[str, JSON], caller: Caller, origin: str, good: bool
+) -> None:
+    """Is told in its place, before anything else is looked at."""
+    profile = _checkout(
+        amount="${parameters.amount}", parameters__amount={"like": "amount", "trusted": True}
+    )
+    caller = replace(caller, claims={"role": "owner"})
+    if good:
+        grant = decide(profile, caller, TOKEN | parameters, _from(origin))
+        assert grant.settings.get("amount") == parameters.get("amount")
+        return
+    with pytest.raises(InvalidParameters) as caught:
+        decide(profile, caller, TOKEN | parameters, _from(origin))
+    assert [fault.pointer for fault in caught.value.faults] == ["/parameters/amount"]
+
+
+def test_what_a_profile_has_not_opted_in() -> None:
+    """Refused whoever asks, and nothing of the value is repeated."""
+    card = {"type": "card", "number": "4242424242424242", "expiry_month": 1, "expiry_year": 2030}
+    for caller in (PAGE, BACKEND):
+        with pytest.raises(InvalidParameters) as caught:
+            decide(_checkout(), caller, {"source": card}, _from(""))
+        assert "4242" not in f"{caught.value!r} {vars(caught.value)}"
+        grant = decide(_checkout(allow_card_numbers=True), caller, {"source": card}, _from(""))
+        assert grant.settings["source"] == card
+        assert not _checkout(allow_card_numbers=True).keeps_parameters

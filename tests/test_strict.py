@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 
 import orjson
@@ -237,3 +238,52 @@ def test_large_texts_are_read_in_proportion() -> None:
     assert len(read_json("[" + "0," * 500_000 + "0]")) == 500_001
     assert len(read_yaml("- a\n" * 5_000)) == 5_000
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("raw", "tree"),
+    [
+        (b"[1, -2, 3.5]", [1, -2, 3.5]),
+        (b"999999999999999999", 10**18 - 1),
+        (b"12345678901234567890", math.inf),
+        (b"-12345678901234567890", math.inf),
+        (b"1e400", math.inf),
+        (b"-1e400", -math.inf),
+        (b"9" * 5000, math.inf),
+        (b'{"a": 1.50}', {"a": 1.5}),
+        (b'{"a": "1"}', {"a": "1"}),
+    ],
+)
+def test_numbers_of_any_size_where_nobody_writes_them_again(raw: bytes, tree: JSON) -> None:
+    """They stay numbers: none becomes text, which could be taken for a token."""
+    assert read_json(raw, any_number=True) == tree
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"NaN", b"Infinity", b'{"a":1,"a":1}', b'"\\ud800"', b"\xff", b"[1,]", b"[" * 101 + b"]" * 101,
+     b"01", b"1" * 5000 + b"x"],
+    ids=lambda raw: repr(raw[:16]),
+)  # fmt: skip
+def test_any_number_is_no_less_strict_otherwise(raw: bytes) -> None:
+    """Duplicates, depth, lone surrogates and what is no JSON are refused all the same."""
+    with pytest.raises(Unreadable):
+        read_json(raw, any_number=True)
+
+
+@pytest.mark.parametrize("any_number", [False, True])
+def test_no_error_holds_the_text(any_number: bool) -> None:
+    """Also not the one behind it: the decoder's own has the whole of it."""
+    for raw in (
+        b'{"c4nary": "c4nary", ',
+        b'"c4nary',
+        b'{"c4nary":1,"c4nary":1}',
+        b'["c4nary"] x',
+        b"\xffc4nary",
+    ):
+        with pytest.raises(Unreadable) as caught:
+            read_json(raw, any_number=any_number)
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "c4nary" not in f"{error!r} {error} {vars(error)} {error.args}"
+            error = error.__cause__ or error.__context__
