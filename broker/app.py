@@ -104,7 +104,7 @@ class App:
             for name, profile in snapshot.profiles.items()
         }
         state = State(clock)
-        results = Results(state, self._audit)
+        results = Results(state, self._audit, tasks.spawn)
         rates = RateLimits(clock)
         minting = Minting(
             snapshot,
@@ -125,6 +125,7 @@ class App:
             seal=seal,
             state=state,
             results=results,
+            limits=rates,
             clock=clock,
             metrics=metrics,
             spawn=tasks.spawn,

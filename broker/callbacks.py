@@ -19,6 +19,8 @@ import structlog
 
 from broker.errors import (
     BrokerError,
+    ConfigError,
+    Fault,
     HandleExpired,
     MalformedRequest,
     Overloaded,
@@ -26,7 +28,8 @@ from broker.errors import (
     Unauthenticated,
     UnknownProfile,
 )
-from broker.flights import Flights, Spawn
+from broker.faults import pointer
+from broker.flights import Spawn
 from broker.keyring import Keyring
 from broker.limits import RateLimits
 from broker.metrics import Metrics
@@ -38,7 +41,7 @@ from broker.snapshot import Profile, Snapshot
 from broker.state import State
 from broker.strict import Unreadable, read_json
 from broker.upstreams.answers import first_at
-from broker.upstreams.preset import Acted, Upstream
+from broker.upstreams.preset import Upstream
 
 _log = structlog.get_logger("callbacks")
 _UNKNOWN = limits.parse("5/second")
@@ -50,6 +53,7 @@ _WAITS = (0.5, 2.0, 8.0)
 """Seconds between readings after a hint: the upstream may say it before it has written it down."""
 _PLACES = 32
 """Callbacks at once, a quarter of what may be in flight at the most."""
+_KEY_BYTES = 16
 _EVENT_KEPT = 7 * 86400.0
 
 
@@ -78,7 +82,7 @@ class Callbacks:
         self._clock = clock
         self._metrics = metrics
         self._spawn = spawn
-        self._readings: Flights[str, Acted] = Flights(spawn)
+        _check_keys(snapshot, keyring)
         self._places = max(1, min(_PLACES, snapshot.server.max_in_flight // 4))
         self._taken = 0
 
@@ -147,14 +151,14 @@ class Callbacks:
     ) -> str:
         event = first_at(tree, [how.event]) if how.event else None
         key = f"{profile.name} {event}" if isinstance(event, str) and len(event) <= 255 else ""
-        if key and self._state.events.get(key):
+        if (key and self._state.events.get(key)) or self._results.known(profile, session_id):
             return "duplicate"
         try:
             outcome = await self._read(profile, session_id, "webhook")
         except BrokerError:
             self._metrics.called_back(profile.name, "event", "failed")
             raise
-        if key:
+        if key and outcome == "verified":  # else, one that is sent again is a reason to ask again
             self._state.events.put(key, True, _EVENT_KEPT)
         return outcome
 
@@ -180,30 +184,31 @@ class Callbacks:
     async def _follow_up(self, profile: Profile, session_id: str) -> None:
         """Reads until the session is over, for a while."""
         outcome = "failed"
-        for wait in (*_WAITS, None):
-            try:
-                outcome = await self._read(profile, session_id, "callback")
-            except BrokerError as exc:
-                _log.warning("not_read", profile=profile.name, problem=exc.slug, cause=exc.cause)
-            if outcome in ("verified", "unknown") or wait is None:
-                break
-            await self._clock.sleep(wait)
-            if not await self._may_read(profile, session_id):
-                break
-        self._metrics.called_back(profile.name, "hint", outcome)
+        try:
+            for wait in (*_WAITS, None):
+                try:
+                    outcome = await self._read(profile, session_id, "callback")
+                except BrokerError as exc:
+                    _log.warning("not_read", profile=profile.name, slug=exc.slug, cause=exc.cause)
+                if outcome in ("verified", "unknown") or wait is None:
+                    break
+                await self._clock.sleep(wait)
+                if not await self._may_read(profile, session_id):
+                    break
+        except Exception:  # noqa: BLE001  (nobody awaits this task: a defect must still be told)
+            _log.exception("defect", profile=profile.name)
+        finally:
+            self._metrics.called_back(profile.name, "hint", outcome)
 
     async def _read(self, profile: Profile, session_id: str, source: str) -> str:
         """verified: it is over; open: not yet; unknown: the upstream knows no such session."""
-        if self._results.known(profile, session_id):
-            return "verified"
+        upstream = self._sources[profile.name]
         try:
-            acted, _ = await self._readings.join(
-                f"{profile.name} {session_id}",
-                lambda: self._sources[profile.name].reread(session_id),
+            acted = await self._results.read(
+                profile, session_id, lambda: upstream.reread(session_id, "reread"), source
             )
         except HandleExpired:
             return "unknown"
-        self._results.learn(profile, session_id, acted, source)
         return "verified" if acted.final else "open"
 
 
@@ -211,3 +216,17 @@ def _is_good(key: Secret, given: bytes, raw: bytes) -> bool:
     """Hex HMAC-SHA256 over the bytes as they came, compared in constant time."""
     expected = hmac.new(key.reveal().encode(), raw, hashlib.sha256).hexdigest().encode()
     return hmac.compare_digest(expected, given.strip().lower())
+
+
+def _check_keys(snapshot: Snapshot, keyring: Keyring) -> None:
+    """Raises ConfigError with every signature key that somebody could guess."""
+    faults = []
+    for profile in snapshot.profiles.values():
+        how = profile.preset.file.callbacks
+        name = how.signature.secret if how and how.signature else ""
+        ref = profile.secrets.get(name)
+        if ref is not None and len(keyring.get(ref).reveal().encode()) < _KEY_BYTES:
+            reason = f"{ref.source}: a signature key has {_KEY_BYTES} bytes or more"
+            faults.append(Fault(pointer("profiles", profile.name, name), reason))
+    if faults:
+        raise ConfigError(faults)

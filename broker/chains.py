@@ -27,6 +27,7 @@ from broker.errors import (
 )
 from broker.flights import Flights, Spawn, Turns
 from broker.handles import Handle, Seal, bound_of
+from broker.limits import RateLimits
 from broker.metrics import Metrics
 from broker.minting import MAY_BE_SET_BACK, Minted, Minting, Served, weight
 from broker.model import JSON, Caller, Facts, Grant, observed
@@ -49,6 +50,7 @@ class Chains:
         seal: Seal,
         state: State,
         results: Results,
+        limits: RateLimits,
         clock: Clock,
         metrics: Metrics,
         spawn: Spawn,
@@ -59,6 +61,7 @@ class Chains:
         self._seal = seal
         self._state = state
         self._results = results
+        self._limits = limits
         self._clock = clock
         self._metrics = metrics
         self._successors: Flights[str, Minted] = Flights(spawn)
@@ -187,17 +190,19 @@ class Chains:
         policy.has_opted_in(profile, checked, "/data")
         if session_token is not None and profile.preset.file.session_authorization is None:
             raise _no_session_token()
+        await self._limits.hit(profile.action_limit, profile.name, "actions", handle.chain)
+        source, session_id = self._sources[profile.name], handle.session_id
         callbacks = profile.preset.file.callbacks
-        is_reading = callbacks is not None and callbacks.read == action
-        if is_reading and (known := self._results.known(profile, handle.session_id)):
-            return known
-        async with self._turns.of(handle.session_id or handle.chain):
-            acted = await self._sources[profile.name].act(
-                action, grant, handle.session_id, checked, session_token
+        is_reading = callbacks is not None and callbacks.read == action and not checked
+        if is_reading and session_id is not None and session_token is not None:
+            if known := self._results.known(profile, session_id):
+                return known
+        elif is_reading and session_id is not None:
+            return await self._results.read(
+                profile, session_id, lambda: source.reread(session_id, f"action_{action}"), action
             )
-        if session_token is None:  # which hides what a trusted caller would be told
-            self._results.learn(profile, handle.session_id, acted, action)
-        return acted
+        async with self._turns.of(session_id or handle.chain):
+            return await source.act(action, grant, session_id, checked, session_token)
 
     def _open(self, text: str, caller: Caller) -> Handle:
         """A handle that is this caller's own, of a chain that was not ended."""
@@ -219,7 +224,7 @@ class Chains:
             raise _over("ended")
 
     def _may_rotate(self, profile: Profile, handle: Handle, caller: Caller, facts: Facts) -> Grant:
-        grant = policy.decide(profile, caller, dict(handle.parameters), facts)
+        grant = policy.follow_up(profile, caller, handle.parameters, facts)
         if profile.rotation is None:
             raise RotationNotSupported("Sessions of this profile do not rotate.")
         if facts.now > handle.expires_at + profile.rotation.grace:

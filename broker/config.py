@@ -32,7 +32,6 @@ from broker.together import Together
 from broker.urls import plain_http
 
 M = TypeVar("M", bound=BaseModel)
-_REQUEST_HOLES = {"request.ip", "request.user_agent", "request.accept"}
 
 
 def load(path: Path) -> Snapshot:
@@ -67,6 +66,7 @@ class _Reading:
     def __init__(self, tree: dict[str, Any], base: Path) -> None:
         self.tree = tree
         self.base = base
+        self.presets: dict[str, Preset] = {}
         self.faults: list[Fault] = []
 
     def snapshot(self, digest: str) -> Snapshot:
@@ -181,6 +181,8 @@ class _Reading:
     def _preset(self, at: str, name: Any) -> Preset | None:
         if not isinstance(name, str):
             return None
+        if name in self.presets:
+            return self.presets[name]
         try:
             preset = load_preset(name, self.base)
         except ConfigError as exc:
@@ -188,6 +190,7 @@ class _Reading:
             return None
         for taken in sorted(preset.file.settings.keys() & ProfileEntry.model_fields.keys()):
             self.fault(f"{at}/preset", f"its setting {taken!r} has the name of a profile's own key")
+        self.presets[name] = preset
         return preset
 
     def _people(self, top: ConfigFile) -> None:

@@ -59,6 +59,7 @@ profiles:
     currency: GBP
     reference: ${{uuid4}}
     source: ${{parameters.source}}
+    allow_network_tokens: true
     channel_data: ${{parameters.channel_data}}
     completion:
       type: non_hosted

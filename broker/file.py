@@ -293,6 +293,9 @@ class ProfileEntry(Strict):
         default=None, description="never hand out with less left; a tenth of life, 30s at most"
     )
     rate_limit: Rate | None = Field(default=None, description="mints and rotations of one caller")
+    action_limit: Rate | None = Field(
+        default=None, description="actions about one session; 120/minute when absent"
+    )
 
 
 class ConfigFile(Strict):

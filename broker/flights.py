@@ -7,11 +7,11 @@ Nothing is remembered once it has landed: that is a cache's business. No locks: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
-from weakref import WeakValueDictionary
 
-from broker.errors import BrokerError
+from broker.errors import BrokerError, Overloaded
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -51,17 +51,37 @@ class Flights(Generic[K, V]):
 class Turns(Generic[K]):
     """One at a time for each key, in the order they came: `async with turns.of(key)`.
 
-    For calls that an upstream refuses to take side by side. The wait is bounded by the request's
-    own time budget."""
+    For calls that an upstream refuses to take side by side. Who waits holds a place that others
+    want, so the wait is bounded, in number and in time."""
 
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[K, asyncio.Lock] = WeakValueDictionary()
+    def __init__(self, most: int = 8, seconds: float = 5.0) -> None:
+        """most: that hold or await one key. seconds: of waiting, of the running loop's time."""
+        self._most = most
+        self._seconds = seconds
+        self._held: dict[K, tuple[asyncio.Lock, set[object]]] = {}
 
-    def of(self, key: K) -> asyncio.Lock:
-        lock = self._locks.get(key)
-        if lock is None:
-            lock = self._locks[key] = asyncio.Lock()
-        return lock
+    @contextlib.asynccontextmanager
+    async def of(self, key: K) -> AsyncIterator[None]:
+        """Raises Overloaded, without anything having been done, where the wait is over a bound."""
+        lock, present = self._held.setdefault(key, (asyncio.Lock(), set()))
+        if len(present) >= self._most:
+            raise Overloaded("Too many calls about this session at once.", retry_after=1.0)
+        me = object()
+        present.add(me)
+        try:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await lock.acquire()
+            except TimeoutError:
+                raise Overloaded("This session is being worked on.", retry_after=1.0) from None
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            present.remove(me)
+            if not present:
+                del self._held[key]
 
 
 class Tasks:

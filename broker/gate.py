@@ -189,17 +189,22 @@ class Gate:
         host: str = (scope.get("client") or ("",))[0]
         forwarded = headers.get(b"x-forwarded-for")
         if not self._proxies or forwarded is None:
-            return host
+            return _plain_address(host)
         for hop in [host, *(part.strip() for part in reversed(text(forwarded).split(",")))]:
             try:
                 address = ipaddress.ip_address(hop)
             except ValueError:
-                return host
-            address = getattr(address, "ipv4_mapped", None) or address  # of a dual-stack socket
+                return _plain_address(host)
+            address = getattr(address, "ipv4_mapped", None) or address
             host = str(address)
             if not any(address in network for network in self._proxies):
                 break
         return host
+
+
+def _plain_address(host: str) -> str:
+    """An IPv4 address as one, though a dual-stack socket writes it as IPv6 (RFC 4291 §2.5.5.2)."""
+    return host.removeprefix("::ffff:") if "." in host else host
 
 
 def note(record: Record, error: BrokerError) -> None:

@@ -104,7 +104,9 @@ def _paths() -> dict[str, Any]:
         ),
         "/v1/sessions/actions/{action}": _operation(
             "act", "A follow-up call about a live session", body="ActBody",
-            responses={"200": _OPEN, "202": _OPEN, "204": {"description": "Done"}},
+            responses={
+                "200": _OPEN, "201": _OPEN, "202": _OPEN, "204": {"description": "Done"},
+            },
             parameters=[_in_path("action")],
         ),
         "/v1/access-tokens/{credential}": _operation(

@@ -218,8 +218,9 @@ def _unfit(
     """What fills a setting does not fit it: the request's fault if it came from there."""
     named = [hole.partition(".")[2] for hole in holes if hole.startswith("parameters.")]
     if not named:
+        why = "".join(f"; {fault.pointer} {fault.reason}" for fault in faults[:5])
         return NotPermitted(
-            "This caller may not use this profile.", cause=f"{list(holes)} do not fit"
+            "This caller may not use this profile.", cause=f"{list(holes)} do not fit{why}"
         )
     whole = isinstance(setting.template, Template) and setting.template.whole is not None
     if whole and faults:  # what the setting is told is what the parameter should be

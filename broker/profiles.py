@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
+import limits
+
 from broker.declared import OBSERVED, Checked
 from broker.errors import Fault
 from broker.faults import pointer, secret_hint
@@ -24,6 +26,8 @@ from broker.snapshot import OpenSetting, Profile
 
 FaultAt = Callable[[str, str], None]
 """Takes where, as a JSON Pointer, and what is wrong there."""
+_ACTIONS = limits.parse("120/minute")
+"""A page that runs an authentication makes a handful, and asks for its status once a second."""
 _KNOWN = ("request.ip", "request.user_agent", "request.accept", "caller.subject", "uuid4")
 
 
@@ -81,6 +85,7 @@ def make_profile(
         rotation=entry.rotation,
         min_remaining=entry.min_remaining.total_seconds() if entry.min_remaining else None,
         rate_limit=entry.rate_limit,
+        action_limit=entry.action_limit or _ACTIONS,
     )
 
 

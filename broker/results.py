@@ -6,9 +6,13 @@ Only what the preset's views let out is kept, and only what was read from the up
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from typing import Any
+
 import orjson
 
 from broker.audit import AuditLog
+from broker.flights import Flights, Spawn
 from broker.snapshot import Profile
 from broker.state import State
 from broker.upstreams.preset import Acted
@@ -20,9 +24,10 @@ _KEPT = 86400.0
 class Results:
     """The results of one app's sessions."""
 
-    def __init__(self, state: State, audit: AuditLog) -> None:
+    def __init__(self, state: State, audit: AuditLog, spawn: Spawn) -> None:
         self._state = state
         self._audit = audit
+        self._readings: Flights[str, Acted] = Flights(spawn)
 
     def expect(self, profile: Profile, session_id: str, chain: str, lifetime: float) -> None:
         """A session was minted of which a callback may tell. lifetime: its own, in seconds."""
@@ -32,17 +37,31 @@ class Results:
         """Was it minted here?"""
         return self._state.expected.get(_key(profile, session_id)) is not None
 
-    def known(self, profile: Profile, session_id: str | None) -> Acted | None:
+    def known(self, profile: Profile, session_id: str) -> Acted | None:
         """The result of a session that is over."""
-        if session_id is None:
-            return None
         found: Acted | None = self._state.results.get(_key(profile, session_id))
         return found
 
-    def learn(self, profile: Profile, session_id: str | None, acted: Acted, source: str) -> None:
+    async def read(
+        self,
+        profile: Profile,
+        session_id: str,
+        ask: Callable[[], Coroutine[Any, Any, Acted]],
+        source: str,
+    ) -> Acted:
+        """The result, or else what the upstream says now: one question at a time, however many
+        ask. Raises what `ask` raises."""
+        known = self.known(profile, session_id)
+        if known is not None:
+            return known
+        acted, _ = await self._readings.join(_key(profile, session_id), ask)
+        self.learn(profile, session_id, acted, source)
+        return acted
+
+    def learn(self, profile: Profile, session_id: str, acted: Acted, source: str) -> None:
         """Keeps a final result; what is not final, or known, is left. source: what set the reading
         off: status, callback or webhook."""
-        if not acted.final or session_id is None or self.known(profile, session_id):
+        if not acted.final or self.known(profile, session_id):
             return
         key = _key(profile, session_id)
         size = 512 + 8 * len(orjson.dumps([acted.output, acted.trusted]))

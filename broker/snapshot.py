@@ -59,6 +59,7 @@ class Profile:
     rotation: Rotation | None
     min_remaining: float | None
     rate_limit: RateLimitItem | None
+    action_limit: RateLimitItem
 
     @property
     def gives_handles(self) -> bool:

@@ -154,7 +154,8 @@ class Together:
                 if name not in (self._tree.get("callers") or {}):
                     self._fault(at, f"there is no caller {name!r} under callers")
             elif entry.type == "forward_auth" or any(
-                name in profile.callers and profile.origins for profile in self._profiles.values()
+                name in profile.callers - profile.trusted and profile.origins
+                for profile in self._profiles.values()
             ):
                 self._fault(
                     at, f"{name!r} speaks for browsers; access tokens are for services only"

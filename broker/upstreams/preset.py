@@ -22,7 +22,7 @@ from broker.model import JSON, ComponentSession, Grant, Outcome, TokenSource, ob
 from broker.presets.vocabulary import VERBATIM, Request
 from broker.schedule import Clock, rfc3339
 from broker.snapshot import Profile
-from broker.upstreams.answers import session_of, shown, tree_of
+from broker.upstreams.answers import first_at, session_of, shown, tree_of
 from broker.upstreams.refusals import Busy, Done, refusal_of
 from broker.upstreams.sending import Attempt, Sender
 from broker.upstreams.transport import Answer, Transport
@@ -37,9 +37,11 @@ upstream, as our own calls about one session take turns."""
 @dataclass(frozen=True, slots=True)
 class Acted:
     """What a follow-up call gave. output: for the caller; trusted: for one whom the profile trusts,
-    None where there is nothing more. final: the state in which the session is over, else ""."""
+    None where there is nothing more. final: the state in which the session is over, else "".
+    id: of the session, where the answer says it."""
 
     status: int
+    id: str | None
     output: JSON
     trusted: JSON
     final: str
@@ -118,7 +120,6 @@ class Upstream:
 
         Raises ActionNotAllowed, HandleExpired or InvalidParameters where the upstream says so,
         UpstreamError."""
-        action = self._file.actions[name]
         values = _settings_values(grant.settings) | {
             "uuid4": grant.facts.unique,
             "session.id": session_id if session_id is not None else ABSENT,
@@ -127,38 +128,46 @@ class Upstream:
         }
         values |= {f"data.{key}": value for key, value in data.items()}
 
+        return await self._follow_up(f"action_{name}", name, values, session_token)
+
+    async def reread(self, session_id: str, operation: str) -> Acted:
+        """What the upstream says of a session, asked for on our own account.
+
+        operation: the metrics' word for it. Raises UpstreamError, and HandleExpired for a session
+        that the upstream does not know."""
+        callbacks = self._file.callbacks
+        assert callbacks is not None  # noqa: S101  (nobody asks for another)
+        values = _settings_values(self._fixed) | {"session.id": session_id}
+        acted = await self._follow_up(operation, callbacks.read, values)
+        if acted.id not in (None, session_id):
+            raise UpstreamNonsense("The upstream's answer is about another session.")
+        return acted
+
+    async def _follow_up(
+        self,
+        operation: str,
+        name: str,
+        values: Mapping[str, Any],
+        session_token: str | None = None,
+    ) -> Acted:
+        """An action's call, again after a moment where somebody else works on the session."""
+
         def parse(answer: Answer) -> Acted:
             if session_token is not None and answer.status == 401:
                 raise HandleExpired("The session token is not good any more.", cause="status 401")
             return self._acted(name, answer)
 
+        request = self._file.actions[name].request
         for wait in (*_BUSY_WAITS, None):
             try:
                 return await self._call(
-                    f"action_{name}",
-                    action.request,
-                    values,
-                    parse,
-                    session_token=session_token,
+                    operation, request, values, parse, session_token=session_token
                 )
             except Busy:
                 if wait is None:
                     raise
                 await self._clock.sleep(wait)
         raise AssertionError  # the last turn of the loop returns or raises
-
-    async def reread(self, session_id: str) -> Acted:
-        """What the upstream says of a session, asked for on our own account. Raises UpstreamError,
-        HandleExpired for a session that it does not know."""
-        callbacks = self._file.callbacks
-        assert callbacks is not None  # noqa: S101  (`callbacks` asks for no other)
-        action = self._file.actions[callbacks.read]
-        values = _settings_values(self._fixed) | {"session.id": session_id}
-
-        def parse(answer: Answer) -> Acted:
-            return self._acted(callbacks.read, answer)
-
-        return await self._call("reread", action.request, values, parse)
 
     def _acted(self, name: str, answer: Answer) -> Acted:
         """What the caller may see of an answer. Raises what its refusal means."""
@@ -168,7 +177,7 @@ class Upstream:
             self._expect(answer, action.statuses, action.conflict)
         except Done as exc:
             _log.warning("done_but", profile=self._name, action=name, cause=exc.cause)
-            return Acted(204, {}, None, "")
+            return Acted(204, None, {}, None, "")
         tree: JSON = {}
         if answer.status != 204 and (action.output or action.trusted):
             tree = tree_of(answer, verbatim=action.output == VERBATIM)
@@ -179,7 +188,9 @@ class Upstream:
             found = {label: value_at(tree, pointer) for label, pointer in action.output.items()}
             output = {k: v for k, v in found.items() if v is not ABSENT}
         trusted = shown(file, action.trusted.output, tree, answer) if action.trusted else None
-        return Acted(answer.status, output, trusted, self._final(name, tree))
+        found_id = first_at(tree, [file.answer.id] if file.answer.id else [])
+        told = found_id if isinstance(found_id, str) else None
+        return Acted(answer.status, told, output, trusted, self._final(name, tree))
 
     def _final(self, name: str, tree: JSON) -> str:
         """The state in which a session is over, where this reading says so."""
