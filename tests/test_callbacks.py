@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from broker.errors import BrokerError
+from broker.errors import BrokerError, ConfigError, Fault
 from tests.checkout import BASE, OTHER_PAN, SID, Shop, config, refusal, result, shop, sign, tree
 from tests.harness import problem
 from tests.support import settle
@@ -351,19 +351,53 @@ def test_without_a_key_no_signature_is_good() -> None:
 
 
 def test_an_event_is_dealt_with_once() -> None:
-    """Deliveries repeat: the same event is read for once, another is read for anew."""
+    """Deliveries repeat: once the session is over, an event is read for once, and no other about it
+    is, for a day; the event itself is known for a week."""
 
     async def story(s: Shop) -> None:
         _, sid = await s.minted()
+        s.upstream.put(sid, "approved")
         for _ in range(3):
             assert (await s.event(sid, "evt_1")).status_code == 204
-        assert s.upstream.calls == [read(sid)]
-        assert s.counted("event", "duplicate") == 2
         await s.event(sid, "evt_2")
-        assert s.upstream.calls == [read(sid)] * 2
+        assert s.upstream.calls == [read(sid)]
+        assert s.counted("event", "duplicate") == 3
         await s.told.clock.advance(7 * 86400 - 1)
         await s.event(sid, "evt_1")
+        assert s.upstream.calls == [read(sid)]
+        await s.event(sid, "evt_2")
         assert s.upstream.calls == [read(sid)] * 2
+
+    run(story)
+
+
+def test_an_event_that_comes_too_early_is_a_reason_to_ask_again() -> None:
+    """What was read while the session was open settles nothing: sent again, the same event brings
+    the result."""
+
+    async def story(s: Shop) -> None:
+        _, sid = await s.minted()
+        assert (await s.event(sid, "evt_1")).status_code == 204
+        s.upstream.put(sid, "approved")
+        assert (await s.event(sid, "evt_1")).status_code == 204
+        assert s.upstream.calls == [read(sid)] * 2
+        assert (s.counted("event", "open"), s.counted("event", "verified")) == (1, 1)
+
+    run(story)
+
+
+def test_an_answer_about_another_session_is_nonsense() -> None:
+    """The result of one session is never kept for another."""
+
+    async def story(s: Shop) -> None:
+        handle, sid = await s.minted()
+        other = s.upstream.put("sid_" + "b" * 26, "approved")
+        s.upstream.answer = lambda _: httpx2.Response(200, json=other)
+        answer = await s.act("status", handle)
+        assert (answer.status_code, problem(answer)) == (502, "upstream-nonsense")
+        assert (await s.event(sid, "evt_1")).status_code == 502
+        s.upstream.answer = None
+        assert (await s.act("status", handle)).json()["status"] == "pending"
 
     run(story)
 
@@ -376,7 +410,7 @@ def test_an_event_without_a_name_is_read_for_each_time(event: Any) -> None:
         _, sid = await s.minted()
         await s.event(sid, event)
         await s.event(sid, event)
-        assert s.upstream.calls == [read(sid)] * (1 if event == "" else 2)
+        assert s.upstream.calls == [read(sid)] * 2
 
     run(story)
 
@@ -598,3 +632,16 @@ def test_any_bytes_are_an_outcome_or_a_problem(posts: list[tuple[bytes, bool, st
             assert outcome in ("taken", "ignored", "duplicate", "dropped", "unknown")
 
     run(story)
+
+
+def test_a_signature_key_that_can_be_guessed_is_refused() -> None:
+    """Fifteen bytes are a fault of the configuration, told by where the key is; sixteen are not."""
+
+    async def story(_: Shop) -> None:
+        pass
+
+    run(story, env={"WEBHOOK": "k" * 16})
+    with pytest.raises(ConfigError) as caught:
+        run(story, env={"WEBHOOK": "k" * 15})
+    reason = "env:WEBHOOK: a signature key has 16 bytes or more"
+    assert list(caught.value.faults) == [Fault("/profiles/p/webhook_key", reason)]

@@ -1044,9 +1044,9 @@ def _own(demo: Running, shop: Shop, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_what_comes_while_a_session_is_busy_waits(own: Running, shop: Shop) -> None:
-    """While `complete` waits for the callback, which is when the upstream refuses everything else,
-    other actions on the session wait their turn: the upstream is asked each once, and says nothing
-    of a session in use."""
+    """While `complete` waits for the callback, which is when the upstream refuses other actions,
+    these wait their turn: the upstream is asked each once, and says nothing of a session in use.
+    Readings wait for nobody."""
     minted = own.ask("user=ada", "/v1/profiles/slow/sessions", {}).json()
     handle, session = minted["handle"], minted["output"]["id"]
 
@@ -1064,10 +1064,10 @@ def test_what_comes_while_a_session_is_busy_waits(own: Running, shop: Shop) -> N
         assert busy["busy"] is True
         second = pool.submit(act, "complete")
         reads = [pool.submit(act, "status") for _ in range(5)]
-        until(lambda: own.samples("broker_requests_in_flight") == 7)
+        assert [read.result()[0] for read in reads] == [200] * 5
+        until(lambda: own.samples("broker_requests_in_flight") == 2)
         shop.go.set()
         assert first.result()[0] == 204
-        assert [read.result()[0] for read in reads] == [200] * 5
         status, mark = second.result()
     # It was there first, and there is nothing left to complete.
     assert status == 409

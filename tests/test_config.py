@@ -714,7 +714,7 @@ LIFE = "is from 1s to 86400s"
         ({"channel_data": {**BROWSER, "ip_address": "192.0.2.1"}}, [("channel_data/ip_address", "is not a known key")]),
         ({"source": {"type": "nope"}}, [("source", "is not one of the known types")]),
         ({"source": {}}, [("source", "does not say which of the known types it is")]),
-        ({"source": {"type": "token", "token": "t", "number": "5"}}, [("source/number", "is not a known key")]),
+        ({"source": {"type": "token", "token": "tok_1", "number": "5"}}, [("source/number", "is not a known key")]),
     ],
 )  # fmt: skip
 def test_what_a_profile_of_checkout_may_say(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from broker.errors import UpstreamUnavailable
-from broker.flights import Flights, Tasks
+from broker.errors import Overloaded, UpstreamUnavailable
+from broker.flights import Flights, Tasks, Turns
 from tests.support import settle
 
 
@@ -276,3 +276,21 @@ def test_close_waits_for_clean_ups_and_survives_their_errors() -> None:
         await tasks.close()
 
     run(story)
+
+
+def test_a_turn_is_not_awaited_for_ever() -> None:
+    """Who gets none in time is told so, and leaves nothing behind; the others go on."""
+
+    async def story() -> None:
+        turns: Turns[str] = Turns(most=2, seconds=0.01)
+        async with turns.of("a"):
+            with pytest.raises(Overloaded):
+                async with turns.of("a"):
+                    raise AssertionError("two at once")
+            async with turns.of("b"):
+                pass
+        async with turns.of("a"):
+            pass
+        assert turns._held == {}
+
+    asyncio.run(story())

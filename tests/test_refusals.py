@@ -377,7 +377,8 @@ def test_actions_of_one_session_wait_for_a_busy_one() -> None:
         handle, _ = await s.minted()
         busy = [refusal(409, "session_already_in_use")]
         s.upstream.answer = lambda _: busy.pop() if busy else None
-        first = asyncio.create_task(s.act("status", handle))
+        data = {"three_ds_method_completion": "Y"}
+        first = asyncio.create_task(s.act("issuer-fingerprint", handle, data))
         await settle()
         second = asyncio.create_task(s.act("complete", handle))
         await settle()
