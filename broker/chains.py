@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from broker import policy
-from broker.declared import Checked
 from broker.errors import (
     ActionNotAllowed,
     BrokerError,
@@ -157,52 +156,41 @@ class Chains:
                 _same_grant(handle, grant)
             else:
                 grant = policy.oversee(profile, caller, facts)
-            acted = await self._act(
-                profile, action, handle, grant, data, trusted, mine, session_token
-            )
+            checked = _action_data(profile, action, handle, data, facts, trusted, mine)
+            acted = await self._perform(profile, action, handle, grant, checked, session_token)
         except BrokerError as exc:
             exc.profile = profile.name
             raise
         more = trusted and acted.trusted is not None
         return handle, acted.status, acted.trusted if more else acted.output
 
-    async def _act(
+    async def _perform(
         self,
         profile: Profile,
         action: str,
         handle: Handle,
         grant: Grant,
-        data: JSON,
-        trusted: bool,
-        mine: bool,
+        data: dict[str, JSON],
         session_token: str | None,
     ) -> Acted:
-        checker = profile.preset.actions.get(action)
-        told = profile.preset.file.actions[action].trusted if checker else None
-        if checker is None or not (mine or told):
-            raise ActionNotAllowed("This is not an action of this profile.")
-        until = handle.expires_at
-        if trusted and told:
-            until = max(until, handle.issued_at + told.within)
-        if grant.facts.now >= until:
-            raise _over("the session is over")
-        checked = _action_data(checker, data, grant.facts, trusted)
-        policy.has_opted_in(profile, checked, "/data")
         if session_token is not None and profile.preset.file.session_authorization is None:
             raise _no_session_token()
-        await self._limits.hit(profile.action_limit, profile.name, "actions", handle.chain)
+        asked_by = grant.caller.name  # a page does not spend what its merchant's backend needs
+        await self._limits.hit(profile.action_limit, profile.name, "act", handle.chain, asked_by)
         source, session_id = self._sources[profile.name], handle.session_id
         callbacks = profile.preset.file.callbacks
-        is_reading = callbacks is not None and callbacks.read == action and not checked
-        if is_reading and session_id is not None and session_token is not None:
-            if known := self._results.known(profile, session_id):
-                return known
-        elif is_reading and session_id is not None:
-            return await self._results.read(
-                profile, session_id, lambda: source.reread(session_id, f"action_{action}"), action
-            )
+        is_reading = callbacks is not None and callbacks.read == action and not data
+        if is_reading and session_id is not None:
+            known = self._results.known(profile, session_id)
+            if known is not None or session_token is None:
+                return known or await self._results.read(
+                    profile,
+                    session_id,
+                    lambda: source.reread(session_id, f"action_{action}"),
+                    action,
+                )
         async with self._turns.of(session_id or handle.chain):
-            return await source.act(action, grant, session_id, checked, session_token)
+            return await source.act(action, grant, session_id, data, session_token)
 
     def _open(self, text: str, caller: Caller) -> Handle:
         """A handle that is this caller's own, of a chain that was not ended."""
@@ -259,10 +247,30 @@ def _somebody_elses(handle: Handle, caller: Caller) -> NotPermitted:
     return NotPermitted("This handle was made for somebody else.", cause=f"another {whose}")
 
 
-def _action_data(checker: Checked, data: JSON, facts: Facts, trusted: bool) -> dict[str, JSON]:
+def _action_data(
+    profile: Profile,
+    action: str,
+    handle: Handle,
+    data: JSON,
+    facts: Facts,
+    trusted: bool,
+    mine: bool,
+) -> dict[str, JSON]:
+    """The data of an action that may be asked for with this handle, now. mine: it was made for who
+    shows it. Raises ActionNotAllowed, HandleExpired, InvalidParameters."""
+    checker = profile.preset.actions.get(action)
+    told = profile.preset.file.actions[action].trusted if checker else None
+    if checker is None or not (mine or told):
+        raise ActionNotAllowed("This is not an action of this profile.")
+    until = handle.expires_at
+    if trusted and told:
+        until = max(until, handle.issued_at + told.within)
+    if facts.now >= until:
+        raise _over("the session is over")
     checked, faults = checker.read(data, "/data", tells=trusted)
     if faults:
         raise InvalidParameters("The data do not fit this action.", faults=faults)
+    policy.has_opted_in(profile, checked, "/data")
     if not trusted:
         checker.observe(checked, observed(facts))
     return checked
