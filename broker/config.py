@@ -174,6 +174,10 @@ class _Reading:
             like = one.get("like") if isinstance(one, dict) else None
             if like is not None and not (isinstance(like, str) and like in known):
                 self.fault(at + pointer("parameters", name, "like"), "is no setting of the preset")
+            elif _observes(one):
+                self.fault(
+                    at + pointer("parameters", name), "what is observed is a preset's to say"
+                )
             else:
                 found[name] = spelt_out(one, known)
         return found
@@ -227,3 +231,16 @@ class _Reading:
                             "a secret or token would go over plain http; use https, or name the "
                             "host in outbound.insecure_http_hosts",
                         )
+
+
+def _observes(declared: Any) -> bool:
+    """Does a declaration as it stands say `observed`, at any depth?"""
+    if not isinstance(declared, dict):
+        return False
+    variants = declared.get("variants")
+    groups = [
+        declared.get("properties"),
+        *(variants.values() if isinstance(variants, dict) else ()),
+    ]
+    inner = [one for group in groups if isinstance(group, dict) for one in group.values()]
+    return "observed" in declared or any(map(_observes, [*inner, declared.get("items")]))

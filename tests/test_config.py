@@ -701,6 +701,7 @@ LIFE = "is from 1s to 86400s"
         ({"rotation": {"max_chain": "1h"}}, [("rotation", "sessions of this preset are for one use; remove it")]),
         ({"credential": None}, [("credential", "is required: the preset sends an access token")]),
         ({"base_url": None}, [("base_url", "is required: the preset names none")]),
+        ({"parameters__source": {"type": "object", "properties": {"ip": {"type": "string", "observed": "request.ip"}}}}, [("parameters/source", "what is observed is a preset's to say"), ("source", "${parameters.source}: this profile declares no such parameter")]),
         ({"parameters__source": {"like": "nope"}}, [("parameters/source/like", "is no setting of the preset"), ("source", "${parameters.source}: this profile declares no such parameter")]),
         ({"parameters__hook": {"like": "webhook_key"}}, [("parameters/hook", "a request carries JSON types: no secret, no duration")]),
         ({"currency": "${request.accept}"}, [("currency", "currency is not for a browser to say, in no field of its requests")]),
