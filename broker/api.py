@@ -167,7 +167,7 @@ class Api:
             self._facts(scope, record),
             session_token=body.session_token,
         )
-        record.profile, record.chain, record.source = handle.profile, handle.chain, action
+        record.profile, record.chain, record.action = handle.profile, handle.chain, action
         if status == 204 or not answer:
             return Reply(204, headers=[NO_STORE])
         return json_reply(status, answer, NO_STORE)
@@ -182,7 +182,7 @@ class Api:
             if not is_json(fields):
                 raise UnsupportedMediaType("The body must be application/json.")
             raw = await read_body(fields, receive, self._max_body, _CALLBACK_SECONDS)
-            record.source = await self._callbacks.receive(name, fields, raw)
+            record.callback = await self._callbacks.receive(name, fields, raw)
         return Reply(204, headers=[NO_STORE])
 
     async def access_token(self, scope: Scope, receive: Receive, record: Record) -> Reply:

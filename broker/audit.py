@@ -42,9 +42,9 @@ class Record:
     """
 
     __slots__ = (
-        "began", "caller", "cause", "chain", "faults", "fingerprint", "operation", "origin",
-        "outcome", "peer", "problem", "profile", "remaining", "request_id", "source", "status",
-        "subject",
+        "action", "began", "callback", "caller", "cause", "chain", "faults", "fingerprint",
+        "operation", "origin", "outcome", "peer", "problem", "profile", "remaining", "request_id",
+        "source", "status", "subject",
     )  # fmt: skip
 
     def __init__(self, request_id: str, began: float) -> None:
@@ -60,6 +60,8 @@ class Record:
         self.problem = ""
         self.cause = ""
         self.source = ""
+        self.action = ""
+        self.callback = ""
         self.chain = ""
         self.fingerprint = ""
         self.remaining = 0.0
@@ -76,8 +78,8 @@ class Record:
             "duration": round(seconds, 6),
         }
         for name in (
-            "profile", "caller", "subject", "peer", "origin", "source", "chain", "fingerprint",
-            "problem", "cause", "faults",
+            "profile", "action", "callback", "caller", "subject", "peer", "origin", "source",
+            "chain", "fingerprint", "problem", "cause", "faults",
         ):  # fmt: skip
             if value := getattr(self, name):
                 told[name] = value

@@ -144,13 +144,14 @@ class Chains:
         """
         handle = self._seal.open(text)
         mine = _is_whose(handle, caller)
+        known = self._profiles.get(handle.profile)
+        trusted = known is not None and policy.trusts(known, caller, facts)
         if mine:
             self._not_ended(handle)
-        else:  # whose reading is no part of the chain: the page's logout does not end it
-            self._overseen(handle, caller, facts)
+        elif not trusted:  # one text for every cause: a stranger learns nothing of the profile
+            raise _somebody_elses(handle, caller)
         profile = self._minting.profile(handle.profile)
         try:
-            trusted = policy.trusts(profile, caller, facts)
             if mine:
                 grant = policy.follow_up(profile, caller, handle.parameters, facts)
                 _same_grant(handle, grant)
@@ -180,15 +181,14 @@ class Chains:
         source, session_id = self._sources[profile.name], handle.session_id
         callbacks = profile.preset.file.callbacks
         is_reading = callbacks is not None and callbacks.read == action and not data
-        if is_reading and session_id is not None:
-            known = self._results.known(profile, session_id)
-            if known is not None or session_token is None:
-                return known or await self._results.read(
-                    profile,
-                    session_id,
-                    lambda: source.reread(session_id, f"action_{action}"),
-                    action,
-                )
+        if (
+            is_reading
+            and session_id is not None
+            and (session_token is None or self._results.known(profile, session_id))
+        ):
+            return await self._results.read(
+                profile, session_id, lambda: source.reread(session_id, f"action_{action}"), action
+            )
         async with self._turns.of(session_id or handle.chain):
             return await source.act(action, grant, session_id, data, session_token)
 
@@ -199,13 +199,6 @@ class Chains:
             raise _somebody_elses(handle, caller)
         self._not_ended(handle)
         return handle
-
-    def _overseen(self, handle: Handle, caller: Caller, facts: Facts) -> None:
-        """Raises NotPermitted unless this caller may show handles of others, with one text for
-        every cause: a stranger learns nothing of the profile in it."""
-        profile = self._profiles.get(handle.profile)
-        if profile is None or not policy.trusts(profile, caller, facts):
-            raise _somebody_elses(handle, caller)
 
     def _not_ended(self, handle: Handle) -> None:
         if self._state.ended.get(handle.chain):

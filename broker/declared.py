@@ -172,8 +172,8 @@ def _annotation(declared: Declared, holes: bool) -> Any:
         case "secret":
             return SecretRef
         case "url":
-            kind = Annotated[Url, AfterValidator(_encrypted)]
-            return Annotated[kind, Holes(), AfterValidator(_encrypted)] if holes else kind
+            address = Annotated[Url, Holes()] if holes else Url
+            return Annotated[address, AfterValidator(_encrypted)]
         case "duration":
             return Duration
     return Annotated[kind, Holes()] if holes else kind

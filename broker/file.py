@@ -294,7 +294,7 @@ class ProfileEntry(Strict):
     )
     rate_limit: Rate | None = Field(default=None, description="mints and rotations of one caller")
     action_limit: Rate | None = Field(
-        default=None, description="actions about one session; 120/minute when absent"
+        default=None, description="actions of one caller about a chain; 120/minute when absent"
     )
 
 

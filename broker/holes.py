@@ -102,10 +102,14 @@ def fill_tree(tree: JSON, values: Mapping[str, JSON]) -> JSON:
     return tree
 
 
+def steps_of(pointer: str) -> list[str]:
+    """The names that a JSON Pointer (RFC 6901) goes through."""
+    return [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
+
+
 def value_at(tree: JSON, at: str) -> JSON:
     """The value at a JSON Pointer through objects, ABSENT where there is none."""
-    for step in at.split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
+    for name in steps_of(at):
         if not isinstance(tree, dict) or name not in tree:
             return ABSENT
         tree = tree[name]

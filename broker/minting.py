@@ -216,10 +216,7 @@ class Minting:
 
     def long_enough(self, profile: Profile, min_fresh: float) -> None:
         """Refuses a wish that no session of this upstream meets, before one is made for it."""
-        expiry = profile.preset.file.answer.expiry
-        most = expiry.most.total_seconds()
-        if expiry.lifetime:
-            most = min(most, profile.fixed[expiry.lifetime])
+        most = profile.longest
         if min_fresh > min(most, self._lifetimes.get(profile.name, most)):
             raise _too_short()
 

@@ -34,20 +34,12 @@ def decide(profile: Profile, caller: Caller, parameters: JSON, facts: Facts) -> 
     """
     trusted = _admit(profile, caller, facts)
     checked = _parameters(profile, parameters, trusted)
-    bound: dict[str, JSON] = {}
-    settings = _settings(profile, caller, checked, facts, bound, trusted)
+    grant = _grant(profile, caller, checked, facts, trusted)
     for group in profile.preset.file.exactly_one:
-        if len([name for name in group if name in settings]) != 1:
+        if len([name for name in group if name in grant.settings]) != 1:
             raise _exclusive(group)
-    has_opted_in(profile, settings, "/parameters")
-    return Grant(
-        profile=profile.name,
-        caller=caller,
-        parameters=checked,
-        settings=settings,
-        bound=bound,
-        facts=facts,
-    )
+    has_opted_in(profile, grant.settings, "/parameters")
+    return grant
 
 
 def follow_up(
@@ -60,13 +52,7 @@ def follow_up(
     """
     if profile.keeps_parameters:
         return decide(profile, caller, dict(parameters), facts)
-    trusted = _admit(profile, caller, facts)
-    bound: dict[str, JSON] = {}
-    settings = _settings(profile, caller, None, facts, bound, trusted)
-    return Grant(
-        profile=profile.name, caller=caller, parameters={}, settings=settings, bound=bound,
-        facts=facts,
-    )  # fmt: skip
+    return _grant(profile, caller, None, facts, _admit(profile, caller, facts))
 
 
 def trusts(profile: Profile, caller: Caller, facts: Facts) -> bool:
@@ -156,35 +142,28 @@ def _exclusive(group: list[str]) -> InvalidParameters:
     )
 
 
-def _settings(
+def _grant(
     profile: Profile,
     caller: Caller,
-    parameters: Mapping[str, JSON] | None,
+    parameters: dict[str, JSON] | None,
     facts: Facts,
-    bound: dict[str, JSON],
     trusted: bool,
-) -> Mapping[str, JSON]:
-    """The settings, filled. `bound` is given what came from the caller, and from the parameters
-    where handles keep those. parameters: None leaves out the settings that need them. A trusted
-    caller tells what is observed of others, as it is not the browser itself."""
-    if not profile.open_settings:
-        return profile.fixed
+) -> Grant:
+    """The settings filled, and what of them the caller is bound to by a handle.
+
+    parameters: checked; None leaves out the settings that need them. trusted: such a caller tells
+    what is observed of others, as it is not the browser itself."""
     settings = dict(profile.fixed)
+    bound: dict[str, JSON] = {}
+    said = parameters or {}
+    stable = (*_FROM_CALLER, "parameters.") if profile.keeps_parameters else _FROM_CALLER
     for setting in profile.open_settings:
-        said = parameters or {}
         values = {hole: _value(hole, profile, caller, said, facts) for hole in setting.holes}
-        stable = (*_FROM_CALLER, "parameters.") if profile.keeps_parameters else _FROM_CALLER
         bound.update({h: v for h, v in values.items() if h.startswith(stable) and v is not ABSENT})
         if parameters is None and any(hole.startswith("parameters.") for hole in setting.holes):
             continue
-        try:
-            filled = fill_tree(setting.template, values)
-        except Unfillable as exc:
-            raise _unfit(setting, [exc.hole]) from None
+        filled = _filled(profile, setting, values, trusted)
         if filled is ABSENT:
-            unsaid = not trusted and setting.name in profile.preset.file.guarded
-            if unsaid or setting.checker.declared[setting.name].required:
-                raise _unfit(setting, setting.holes)  # a page does not choose to leave it out
             continue
         found, faults = setting.checker.read({setting.name: filled}, tells=trusted)
         if faults:
@@ -192,7 +171,29 @@ def _settings(
         if not trusted:
             setting.checker.observe(found, observed(facts))
         settings[setting.name] = found[setting.name]
-    return settings
+    return Grant(
+        profile=profile.name,
+        caller=caller,
+        parameters=said,
+        settings=settings,
+        bound=bound,
+        facts=facts,
+    )
+
+
+def _filled(
+    profile: Profile, setting: OpenSetting, values: Mapping[str, JSON], trusted: bool
+) -> JSON:
+    """ABSENT where a whole hole has no value, and the setting may do without."""
+    try:
+        filled = fill_tree(setting.template, values)
+    except Unfillable as exc:
+        raise _unfit(setting, [exc.hole]) from None
+    if filled is ABSENT:
+        unsaid = not trusted and setting.name in profile.preset.file.guarded
+        if unsaid or setting.checker.declared[setting.name].required:
+            raise _unfit(setting, setting.holes)  # a page does not choose to leave it out
+    return filled
 
 
 def _value(

@@ -28,7 +28,7 @@ FaultAt = Callable[[str, str], None]
 """Takes where, as a JSON Pointer, and what is wrong there."""
 _ACTIONS = limits.parse("120/minute")
 """A page that runs an authentication makes a handful, and asks for its status once a second."""
-_KNOWN = ("request.ip", "request.user_agent", "request.accept", "caller.subject", "uuid4")
+_KNOWN = (*OBSERVED, "caller.subject", "uuid4")
 
 
 def read_settings(

@@ -54,15 +54,19 @@ class Results:
         known = self.known(profile, session_id)
         if known is not None:
             return known
-        acted, _ = await self._readings.join(_key(profile, session_id), ask)
-        self.learn(profile, session_id, acted, source)
+
+        async def work() -> Acted:
+            acted = await ask()
+            if acted.final:
+                self._learn(profile, session_id, acted, source)
+            return acted
+
+        acted, _ = await self._readings.join(_key(profile, session_id), work)
         return acted
 
-    def learn(self, profile: Profile, session_id: str, acted: Acted, source: str) -> None:
-        """Keeps a final result; what is not final, or known, is left. source: what set the reading
-        off: status, callback or webhook."""
-        if not acted.final or self.known(profile, session_id):
-            return
+    def _learn(self, profile: Profile, session_id: str, acted: Acted, source: str) -> None:
+        """Keeps a result and tells of it. source: what set the reading off: an action's name,
+        callback or webhook."""
         key = _key(profile, session_id)
         size = 512 + 8 * len(orjson.dumps([acted.output, acted.trusted]))
         self._state.results.put(key, acted, _KEPT, size)

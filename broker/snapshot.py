@@ -62,6 +62,12 @@ class Profile:
     action_limit: RateLimitItem
 
     @property
+    def longest(self) -> float:
+        """Seconds that a session can live at the most."""
+        expiry = self.preset.file.answer.expiry
+        return self.fixed[expiry.lifetime] if expiry.lifetime else expiry.most.total_seconds()
+
+    @property
     def gives_handles(self) -> bool:
         """Is there anything that a caller could do with a session later?"""
         file = self.preset.file

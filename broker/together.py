@@ -77,10 +77,9 @@ class Together:
         lifetime = file.answer.expiry.lifetime
         if lifetime and not 1 <= profile.fixed[lifetime] <= most:
             self._fault(at + pointer(lifetime), f"is from 1s to {most:g}s")
-        elif lifetime:
-            most = profile.fixed[lifetime]
-        if profile.min_remaining is not None and profile.min_remaining >= most:
-            self._fault(f"{at}/min_remaining", f"no session of this preset lives {most:g}s")
+        elif profile.min_remaining is not None and profile.min_remaining >= profile.longest:
+            told = f"no session of this preset lives {profile.longest:g}s"
+            self._fault(f"{at}/min_remaining", told)
         if profile.rotation and file.reuse is Reuse.SINGLE_USE:
             self._fault(f"{at}/rotation", "sessions of this preset are for one use; remove it")
 

@@ -200,7 +200,7 @@ def test_a_name_that_is_none_is_ignored(body: Any) -> None:
         await s.told.clock.advance(60)
         assert s.upstream.requests == []
         assert s.counted("hint", "ignored") == 1
-        assert s.told.audit[-1]["source"] == "ignored"
+        assert s.told.audit[-1]["callback"] == "ignored"
 
     run(story)
 
@@ -283,7 +283,7 @@ def test_a_signed_event_is_read_before_it_is_answered() -> None:
         assert body_of(await s.event(sid)) == (204, b"")
         assert s.upstream.calls == [read(sid)]
         assert (s.counted("event", "verified"), len(s.results())) == (1, 1)
-        assert s.told.audit[-1]["source"] == "verified"
+        assert s.told.audit[-1]["callback"] == "verified"
 
     run(story)
 
@@ -573,9 +573,9 @@ def test_the_audit_line_of_a_callback() -> None:
     async def story(s: Shop) -> None:
         await s.callback(hint(SID, note=OTHER_PAN))
         line = s.told.audit[-1]
-        kept = {k: line[k] for k in ("operation", "profile", "source", "status", "outcome")}
+        kept = {k: line[k] for k in ("operation", "profile", "callback", "status", "outcome")}
         assert kept == {
-            "operation": "callback", "profile": "p", "source": "taken", "status": 204,
+            "operation": "callback", "profile": "p", "callback": "taken", "status": 204,
             "outcome": "ok",
         }  # fmt: skip
         assert OTHER_PAN not in json.dumps(s.told.audit)

@@ -1,7 +1,7 @@
 """What may be written shorter in a preset or a profile, and its long form, which is what is read.
 
-Plain trees in, plain trees out, before anything is validated: what does not fit is left as it is,
-for the vocabulary to refuse.
+Plain trees, before anything is validated: what does not fit is left as it is, for the vocabulary to
+refuse.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 
 def long_form(preset: Any) -> Any:
-    """A preset in which `like: NAME` in an action's data is that setting's declaration, and `@NAME`
-    in a view is all of that view."""
+    """A preset, changed in place: `like: NAME` in an action's data is that setting's declaration,
+    `@NAME` in a view all of that view, which stands before it."""
     if not isinstance(preset, dict):
         return preset
     settings = _entries(preset.get("settings"))

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from broker.declared import OBSERVED, Declared, Parameter
-from broker.holes import Template, compile_tree, holes_in, is_template
-from broker.kinds import Duration, OneOrMany, Strict
+from broker.holes import Template, compile_tree, holes_in, steps_of
+from broker.kinds import Duration, Holes, OneOrMany, Strict
 from broker.model import Reuse
 from broker.presets.shorthand import long_form
 from broker.urls import Url
@@ -23,7 +23,7 @@ Pointer = Annotated[str, StringConstraints(pattern=r"^(/[^/]+)+$")]
 Pointers = Annotated[list[Pointer], OneOrMany(), Field(min_length=1)]
 """Where a value may be; the first place that has one counts."""
 Tree = Annotated[Any, BeforeValidator(compile_tree)]
-Text = Annotated[str | Template, BeforeValidator(lambda v: Template(v) if is_template(v) else v)]
+Text = Annotated[str | Template, Holes()]
 View = list[Pointers]
 """What of an answer is let out: these members, each in its place (of several, the first's)."""
 VERBATIM = "verbatim"
@@ -302,7 +302,7 @@ class PresetFile(Strict):
         yield from (*self.merchant, *self.guarded)
         yield from (name for group in self.exactly_one for name in group)
         for rule in self.opt_in:
-            yield from (rule.needs, rule.at.split("/")[1])
+            yield from (rule.needs, steps_of(rule.at)[0])
         for environment in self.environments.values():
             yield from environment.secrets
         if self.callbacks and self.callbacks.signature:

@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 import orjson
 
 from broker.errors import UpstreamNonsense
-from broker.holes import ABSENT, fill_tree, value_at
+from broker.holes import ABSENT, fill_tree, steps_of, value_at
 from broker.model import JSON, ComponentSession, Life, Secret
 from broker.presets.vocabulary import VERBATIM, Expiry, PresetFile
 from broker.schedule import rfc3339
@@ -74,12 +74,12 @@ def shown(file: PresetFile, view: str, tree: JSON, answer: Answer) -> JSON:
     for places in file.views[view]:
         value = first_at(tree, places)
         if value is not ABSENT:
-            _put(found, places[0].split("/")[1:], value)
+            _put(found, steps_of(places[0]), value)
     return found
 
 
 def _put(tree: dict[str, JSON], steps: list[str], value: JSON) -> None:
-    *parents, last = (step.replace("~1", "/").replace("~0", "~") for step in steps)
+    *parents, last = steps
     for step in parents:
         tree = tree.setdefault(step, {})
     tree[last] = value

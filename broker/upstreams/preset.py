@@ -158,16 +158,14 @@ class Upstream:
             return self._acted(name, answer)
 
         request = self._file.actions[name].request
-        for wait in (*_BUSY_WAITS, None):
+        for wait in _BUSY_WAITS:
             try:
                 return await self._call(
                     operation, request, values, parse, session_token=session_token
                 )
             except Busy:
-                if wait is None:
-                    raise
                 await self._clock.sleep(wait)
-        raise AssertionError  # the last turn of the loop returns or raises
+        return await self._call(operation, request, values, parse, session_token=session_token)
 
     def _acted(self, name: str, answer: Answer) -> Acted:
         """What the caller may see of an answer. Raises what its refusal means."""

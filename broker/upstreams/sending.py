@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import orjson
 
 from broker.errors import ActionNotAllowed, InternalError, InvalidParameters
-from broker.holes import ABSENT, Template, fill_tree
+from broker.holes import ABSENT, Template, fill_tree, steps_of
 from broker.keyring import Keyring
 from broker.model import JSON, AccessToken, Secret, TokenSource
 from broker.presets.vocabulary import Request
@@ -135,7 +135,7 @@ class Sender:
         assert self._key is not None  # noqa: S101  (`config` saw to it that the profile has one)
         if _filled(how.place, values) == "body":
             for pointer in how.members:
-                tree = _with_member(tree, pointer.split("/")[1:], self._key.reveal())
+                tree = _with_member(tree, steps_of(pointer), self._key.reveal())
             return tree
         name = str(_filled(how.header, values)).lower()
         prefix = how.prefix if how.prefix is not None else "Bearer " * (name == "authorization")
