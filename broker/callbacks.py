@@ -85,6 +85,7 @@ class Callbacks:
         _check_keys(snapshot, keyring)
         self._places = max(1, min(_PLACES, snapshot.server.max_in_flight // 4))
         self._taken = 0
+        self._followed: set[str] = set()
 
     @contextlib.contextmanager
     def place(self, name: str) -> Iterator[None]:
@@ -153,6 +154,7 @@ class Callbacks:
         key = f"{profile.name} {event}" if isinstance(event, str) and len(event) <= 255 else ""
         if (key and self._state.events.get(key)) or self._results.known(profile, session_id):
             return "duplicate"
+        self._results.outdated(profile, session_id)  # it is newer than what is being read
         try:
             outcome = await self._read(profile, session_id, "webhook")
         except BrokerError:
@@ -165,9 +167,13 @@ class Callbacks:
     async def _hint(self, profile: Profile, session_id: str) -> str:
         if self._results.known(profile, session_id):
             return "duplicate"
+        key = f"{profile.account} {session_id}"
+        if key in self._followed:
+            return "duplicate"
         if not await self._may_read(profile, session_id):
             return "dropped"
-        _ = self._spawn(self._follow_up(profile, session_id))
+        self._followed.add(key)
+        _ = self._spawn(self._follow_up(profile, session_id, key))
         return "taken"
 
     async def _may_read(self, profile: Profile, session_id: str) -> bool:
@@ -181,8 +187,8 @@ class Callbacks:
             return False
         return True
 
-    async def _follow_up(self, profile: Profile, session_id: str) -> None:
-        """Reads until the session is over, for a while."""
+    async def _follow_up(self, profile: Profile, session_id: str, key: str) -> None:
+        """Reads until the session is over, for a while; one run for each session at a time."""
         outcome = "failed"
         try:
             for wait in (*_WAITS, None):
@@ -198,6 +204,7 @@ class Callbacks:
         except Exception:  # noqa: BLE001  (nobody awaits this task: a defect must still be told)
             _log.exception("defect", profile=profile.name)
         finally:
+            self._followed.remove(key)
             self._metrics.called_back(profile.name, "hint", outcome)
 
     async def _read(self, profile: Profile, session_id: str, source: str) -> str:

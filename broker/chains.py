@@ -189,8 +189,12 @@ class Chains:
             return await self._results.read(
                 profile, session_id, lambda: source.reread(session_id, f"action_{action}"), action
             )
-        async with self._turns.of(session_id or handle.chain):
-            return await source.act(action, grant, session_id, data, session_token)
+        async with self._turns.of(f"{profile.account} {session_id or handle.chain}"):
+            try:
+                return await source.act(action, grant, session_id, data, session_token)
+            finally:
+                if session_id is not None:
+                    self._results.outdated(profile, session_id)
 
     def _open(self, text: str, caller: Caller) -> Handle:
         """A handle that is this caller's own, of a chain that was not ended."""

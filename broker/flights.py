@@ -36,14 +36,19 @@ class Flights(Generic[K, V]):
         if task is None:
             task = self._spawn(work())
             self._aloft[key] = task
-            task.add_done_callback(lambda _: self._landed(key))
+            task.add_done_callback(lambda landed: self._landed(key, landed))
         try:
             return await asyncio.shield(task), mine
         except BrokerError as exc:
             raise exc.again() from exc  # its own for each: one that many raise gathers their frames
 
-    def _landed(self, key: K) -> None:
-        task = self._aloft.pop(key)
+    def leave(self, key: K) -> None:
+        """Whoever asks from now on does not join the run under way; who is aboard stays."""
+        self._aloft.pop(key, None)
+
+    def _landed(self, key: K, task: asyncio.Task[V]) -> None:
+        if self._aloft.get(key) is task:
+            del self._aloft[key]
         if not task.cancelled():
             task.exception()  # marks it as seen where every waiter has left
 

@@ -185,14 +185,17 @@ def _filled(
     profile: Profile, setting: OpenSetting, values: Mapping[str, JSON], trusted: bool
 ) -> JSON:
     """ABSENT where a whole hole has no value, and the setting may do without."""
+    file = profile.preset.file
+    if not trusted and setting.name in (*file.guarded, *file.merchant):
+        said_by_trusted = {f"parameters.{name}" for name in profile.trusted_parameters}
+        if unsaid := [h for h in setting.holes if h in said_by_trusted and values[h] is ABSENT]:
+            raise _unfit(setting, unsaid)  # a page does not choose to leave it out
     try:
         filled = fill_tree(setting.template, values)
     except Unfillable as exc:
         raise _unfit(setting, [exc.hole]) from None
-    if filled is ABSENT:
-        unsaid = not trusted and setting.name in profile.preset.file.guarded
-        if unsaid or setting.checker.declared[setting.name].required:
-            raise _unfit(setting, setting.holes)  # a page does not choose to leave it out
+    if filled is ABSENT and setting.checker.declared[setting.name].required:
+        raise _unfit(setting, setting.holes)
     return filled
 
 

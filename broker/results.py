@@ -64,6 +64,10 @@ class Results:
         acted, _ = await self._readings.join(_key(profile, session_id), work)
         return acted
 
+    def outdated(self, profile: Profile, session_id: str) -> None:
+        """Something happened to a session: who asks from now on does not join an older question."""
+        self._readings.leave(_key(profile, session_id))
+
     def _learn(self, profile: Profile, session_id: str, acted: Acted, source: str) -> None:
         """Keeps a result and tells of it. source: what set the reading off: an action's name,
         callback or webhook."""
@@ -83,4 +87,4 @@ class Results:
 
 def _key(profile: Profile, session_id: str) -> str:
     """One for all profiles of an upstream account, as its events come to one of them."""
-    return f"{profile.preset.name} {profile.base_url} {session_id}"
+    return f"{profile.account} {session_id}"

@@ -62,6 +62,14 @@ class Profile:
     action_limit: RateLimitItem
 
     @property
+    def account(self) -> str:
+        """Whose sessions the upstream names are: one for all profiles that call the same address of
+        the same preset with the same credential."""
+        held = self.preset.file.authorization.secrets
+        sources = [self.secrets[name].source for name in held if name in self.secrets]
+        return " ".join([self.preset.name, self.base_url, self.credential or "", *sources])
+
+    @property
     def longest(self) -> float:
         """Seconds that a session can live at the most."""
         expiry = self.preset.file.answer.expiry

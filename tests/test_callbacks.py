@@ -115,8 +115,10 @@ def test_a_known_session_is_read_twelve_times_a_minute() -> None:
         (_, one), (_, two) = await s.minted(), await s.minted()
         for i in range(20):
             await s.callback(hint(f"sid_{900 + i:026d}"))
+        del s.upstream.sessions[one]  # each reading ends its follow-up
         for _ in range(16):
             assert (await s.callback(hint(one))).status_code == 204
+            await settle()
         await s.callback(hint(two))
         assert s.counted("hint", "dropped") == 15 + 4
         await s.told.clock.advance(121)
@@ -124,6 +126,24 @@ def test_a_known_session_is_read_twelve_times_a_minute() -> None:
         await s.callback(hint(one))
         await settle()
         assert s.upstream.calls == [read(one)]
+
+    run(story)
+
+
+def test_many_hints_do_not_spend_what_a_later_one_needs() -> None:
+    """While a session is followed up, more hints about it cost nothing: the upstream's own, when it
+    is over, still brings the result."""
+
+    async def story(s: Shop) -> None:
+        _, sid = await s.minted()
+        for _ in range(40):
+            await s.callback(hint(sid))
+        await s.told.clock.advance(11)
+        assert len(s.upstream.calls) == 4
+        s.upstream.put(sid, "approved")
+        await s.callback(hint(sid))
+        await settle()
+        assert [one["state"] for one in s.results()] == ["approved"]
 
     run(story)
 
@@ -254,7 +274,7 @@ def test_a_session_that_stays_open_is_left() -> None:
 
 
 def test_hints_together_cost_one_reading() -> None:
-    """And one while the result is known: none."""
+    """They are followed up once, all of them; and one while the result is known not at all."""
 
     async def story(s: Shop) -> None:
         _, sid = await s.minted()
@@ -265,7 +285,7 @@ def test_hints_together_cost_one_reading() -> None:
         assert (await s.callback(hint(sid))).status_code == 204
         await settle()
         assert s.upstream.calls == [read(sid)]
-        assert s.counted("hint", "duplicate") == 1
+        assert (s.counted("hint", "verified"), s.counted("hint", "duplicate")) == (1, 4)
         assert len(s.results()) == 1
 
     run(story)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
+import httpx2
 import pytest
 
-from tests.checkout import Shop, config, shop
+from tests.checkout import Shop, config, shop, tree
 from tests.harness import problem
 from tests.support import settle
 
@@ -153,3 +155,85 @@ def test_a_card_number_under_another_name_goes_nowhere(source: dict[str, Any]) -
         assert answer.status_code == (202 if source["type"] == "network_token" else 422)
 
     run(allowed, config(allow_network_tokens=True))
+
+
+def test_what_happens_to_a_session_outdates_the_reading_under_way() -> None:
+    """Who asks after an action, or an event, is not given an answer from before it."""
+
+    async def story(s: Shop) -> None:
+        handle, sid = await s.minted()
+        s.upstream.put(sid, "approved", ["complete"])
+        gate = asyncio.Event()
+        transport: Any = s.told.app._transport
+        transport.before = lambda: gate.wait() if transport.calls[-1][0] == "GET" else None
+        before = asyncio.create_task(s.act("status", handle))
+        await settle()
+        assert (await s.act("complete", handle)).status_code == 204
+        after = asyncio.create_task(s.act("status", handle, token=s.backend))
+        await settle()
+        assert len(s.upstream.calls) == 1  # the action's: both readings are held
+        assert [call for call in transport.calls if call[0] == "GET"][1:]
+        gate.set()
+        assert {(await before).status_code, (await after).status_code} == {200}
+
+    run(story)
+
+
+OTHER_ACCOUNT = {
+    "token_url": "https://login.other.example/token",
+    "client_id": {"env": "CKO_ID"},
+    "client_secret": {"env": "CKO_SECRET"},
+}
+
+
+def test_another_accounts_profile_reads_nothing_for_this_one() -> None:
+    """Two profiles of one address with different credentials are different accounts: what one of
+    them reads is neither result nor answer of the other."""
+    both = tree()
+    both["credentials"]["other"] = OTHER_ACCOUNT
+    both["profiles"]["q"] = {**both["profiles"]["p"], "credential": "other"}
+
+    async def story(s: Shop) -> None:
+        handle, sid = await s.minted()
+        s.upstream.put(sid, "approved")
+        s.upstream.answer = lambda request: (
+            httpx2.Response(200, json={"access_token": "at-q", "token_type": "Bearer", "expires_in": 9999})
+            if request.url.host == "login.other.example"
+            else httpx2.Response(404, json={}) if request.headers["authorization"] == "Bearer at-q"
+            else None
+        )  # fmt: skip
+        gate = _gate(s)
+        await s.callback({"session_id": sid}, profile="q")
+        await settle()
+        asking = asyncio.create_task(s.act("status", handle))
+        await settle()
+        gate.set()
+        assert (await asking).json()["status"] == "approved"
+        assert [one["profile"] for one in s.results()] == ["p"]
+
+    run(story, json.dumps(both))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "processing_channel_id": "${parameters.pc}",
+            "parameters__pc": {"like": "processing_channel_id", "trusted": True},
+        },
+        {
+            "completion": {"type": "non_hosted", "callback_url": "${parameters.cb}"},
+            "parameters__cb": {"type": "string", "trusted": True},
+        },
+    ],
+)
+def test_a_page_leaves_nothing_out_that_a_server_says(changes: dict[str, Any]) -> None:
+    """Neither a merchant nor a part of what is guarded: 422, and nothing is asked."""
+
+    async def story(s: Shop) -> None:
+        answer = await s.mint()
+        assert (answer.status_code, problem(answer)) == (422, "invalid-parameters")
+        assert s.upstream.requests == []
+        assert (await s.mint(token=s.backend)).status_code == 202
+
+    run(story, config(**changes))

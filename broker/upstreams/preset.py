@@ -177,7 +177,7 @@ class Upstream:
             _log.warning("done_but", profile=self._name, action=name, cause=exc.cause)
             return Acted(204, None, {}, None, "")
         tree: JSON = {}
-        if answer.status != 204 and (action.output or action.trusted):
+        if answer.status != 204 and (answer.body or action.output != VERBATIM):
             tree = tree_of(answer, verbatim=action.output == VERBATIM)
         output: JSON
         if isinstance(action.output, str):

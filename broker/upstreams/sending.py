@@ -23,8 +23,8 @@ from broker.snapshot import Profile
 from broker.upstreams.transport import Answer, Transport
 
 _REFUSED_WAIT = 60.0
-"""Seconds after a new access token was refused too, unless one is taken meanwhile: it is not the
-token's age, and asking for more of them would only hammer the token endpoint."""
+"""Seconds after a new access token was refused too by one kind of request, unless that takes one
+meanwhile: it is not the token's age, and asking for more would only hammer the token endpoint."""
 
 
 class Attempt:
@@ -55,7 +55,7 @@ class Sender:
         self._tokens = tokens if self._how.access_token and profile.credential else None
         self._clock = clock
         self._timeout = timeout
-        self._refused_until = float("-inf")
+        self._refused_until: dict[int, float] = {}
         self._of_session = profile.preset.file.session_authorization
         self._key: Secret | None = None
         if self._how.secret is not None and self._how.secret in profile.secrets:
@@ -82,9 +82,9 @@ class Sender:
         attempt.sent = True
         answer = await self._send(request, values, token)
         if answer.status != 401:
-            self._refused_until = float("-inf")
+            self._refused_until.pop(id(request), None)
             return answer
-        if sent < self._refused_until:
+        if sent < self._refused_until.get(id(request), float("-inf")):
             return answer
         attempt.sent = False  # it was refused
         self._tokens.forget(older_than=sent)
@@ -93,7 +93,7 @@ class Sender:
             attempt.sent = True
             answer = await self._send(request, values, renewed)
         if answer.status == 401:
-            self._refused_until = self._clock.monotonic() + _REFUSED_WAIT
+            self._refused_until[id(request)] = self._clock.monotonic() + _REFUSED_WAIT
         return answer
 
     async def _send(
