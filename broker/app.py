@@ -10,7 +10,7 @@ import asyncio
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ from broker.upstreams.oauth import OAuth
 from broker.upstreams.preset import Upstream
 from broker.upstreams.transport import AiohttpTransport, Transport, tls_context
 
+_SEAL_BYTES = 32
+_SIGNATURE_BYTES = 16
+
 
 class App:
     """A running broker without its listeners: two ASGI applications, and what they stand on."""
@@ -73,8 +76,8 @@ class App:
         metrics.lines_lost.set_function(lambda: self._audit.lost)
         self._tasks = tasks = Tasks()
         keyring = Keyring(secret_refs(snapshot), base, env)
-        seal = _seal(snapshot, keyring)
-        _environments(snapshot, keyring)
+        _check_keys(snapshot, keyring)
+        seal = Seal([keyring.get(ref) for ref in snapshot.keys])
         self._transport = transport = transport or AiohttpTransport(
             tls=_tls(snapshot, base),
             max_connections=snapshot.max_connections,
@@ -203,30 +206,34 @@ class App:
         await asyncio.to_thread(self._audit.close)
 
 
-def _seal(snapshot: Snapshot, keyring: Keyring) -> Seal:
+def _check_keys(snapshot: Snapshot, keyring: Keyring) -> None:
+    """What only the secrets themselves can show. Raises ConfigError with every fault."""
     faults = [
-        Fault(f"/keys/{index}", f"{ref.source}: a sealing key has 32 bytes or more")
+        Fault(f"/keys/{index}", f"{ref.source}: a sealing key has {_SEAL_BYTES} bytes or more")
         for index, ref in enumerate(snapshot.keys)
-        if len(keyring.get(ref).reveal().encode()) < 32
+        if len(keyring.get(ref).reveal().encode()) < _SEAL_BYTES
     ]
-    if faults:
-        raise ConfigError(faults)
-    return Seal([keyring.get(ref) for ref in snapshot.keys])
-
-
-def _environments(snapshot: Snapshot, keyring: Keyring) -> None:
-    """A key of one of an upstream's environments does not go to another."""
-    faults = []
     for profile in snapshot.profiles.values():
-        found = environment_of(profile.preset.file, profile.base_url)
-        for setting, pattern in (found[1].secrets if found else {}).items():
-            ref = profile.secrets.get(setting)
-            if found and ref and not re.search(pattern, keyring.get(ref).reveal()):
-                at = pointer("profiles", profile.name, setting)
-                reason = f"{ref.source}: is no key of {found[0]}, where base_url leads"
-                faults.append(Fault(at, reason))
+        for setting, reason in _unfit_secrets(profile, keyring):
+            at = pointer("profiles", profile.name, setting)
+            faults.append(Fault(at, f"{profile.secrets[setting].source}: {reason}"))
     if faults:
         raise ConfigError(faults)
+
+
+def _unfit_secrets(profile: Profile, keyring: Keyring) -> Iterator[tuple[str, str]]:
+    """Keys of another environment than base_url's, and signature keys that can be guessed."""
+    file = profile.preset.file
+    found = environment_of(file, profile.base_url)
+    for setting, pattern in (file.environments[found[0]].secrets if found else {}).items():
+        ref = profile.secrets.get(setting)
+        if found and ref and not re.search(pattern, keyring.get(ref).reveal()):
+            yield setting, f"is no key of {found[0]}, where base_url leads"
+    if file.callbacks and file.callbacks.signature:
+        setting = file.callbacks.signature.secret
+        ref = profile.secrets.get(setting)
+        if ref and len(keyring.get(ref).reveal().encode()) < _SIGNATURE_BYTES:
+            yield setting, f"a signature key has {_SIGNATURE_BYTES} bytes or more"
 
 
 def _tls(snapshot: Snapshot, base: Path) -> Any:

@@ -19,8 +19,6 @@ import structlog
 
 from broker.errors import (
     BrokerError,
-    ConfigError,
-    Fault,
     HandleExpired,
     MalformedRequest,
     Overloaded,
@@ -28,7 +26,6 @@ from broker.errors import (
     Unauthenticated,
     UnknownProfile,
 )
-from broker.faults import pointer
 from broker.flights import Spawn
 from broker.keyring import Keyring
 from broker.limits import RateLimits
@@ -53,7 +50,6 @@ _WAITS = (0.5, 2.0, 8.0)
 """Seconds between readings after a hint: the upstream may say it before it has written it down."""
 _PLACES = 32
 """Callbacks at once, a quarter of what may be in flight at the most."""
-_KEY_BYTES = 16
 _EVENT_KEPT = 7 * 86400.0
 
 
@@ -82,7 +78,6 @@ class Callbacks:
         self._clock = clock
         self._metrics = metrics
         self._spawn = spawn
-        _check_keys(snapshot, keyring)
         self._places = max(1, min(_PLACES, snapshot.server.max_in_flight // 4))
         self._taken = 0
         self._followed: set[str] = set()
@@ -167,7 +162,7 @@ class Callbacks:
     async def _hint(self, profile: Profile, session_id: str) -> str:
         if self._results.known(profile, session_id):
             return "duplicate"
-        key = f"{profile.account} {session_id}"
+        key = profile.key_of(session_id)
         if key in self._followed:
             return "duplicate"
         if not await self._may_read(profile, session_id):
@@ -223,17 +218,3 @@ def _is_good(key: Secret, given: bytes, raw: bytes) -> bool:
     """Hex HMAC-SHA256 over the bytes as they came, compared in constant time."""
     expected = hmac.new(key.reveal().encode(), raw, hashlib.sha256).hexdigest().encode()
     return hmac.compare_digest(expected, given.strip().lower())
-
-
-def _check_keys(snapshot: Snapshot, keyring: Keyring) -> None:
-    """Raises ConfigError with every signature key that somebody could guess."""
-    faults = []
-    for profile in snapshot.profiles.values():
-        how = profile.preset.file.callbacks
-        name = how.signature.secret if how and how.signature else ""
-        ref = profile.secrets.get(name)
-        if ref is not None and len(keyring.get(ref).reveal().encode()) < _KEY_BYTES:
-            reason = f"{ref.source}: a signature key has {_KEY_BYTES} bytes or more"
-            faults.append(Fault(pointer("profiles", profile.name, name), reason))
-    if faults:
-        raise ConfigError(faults)

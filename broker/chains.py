@@ -189,7 +189,7 @@ class Chains:
             return await self._results.read(
                 profile, session_id, lambda: source.reread(session_id, f"action_{action}"), action
             )
-        async with self._turns.of(f"{profile.account} {session_id or handle.chain}"):
+        async with self._turns.of(profile.key_of(session_id or handle.chain)):
             try:
                 return await source.act(action, grant, session_id, data, session_token)
             finally:

@@ -162,7 +162,7 @@ def _grant(
         bound.update({h: v for h, v in values.items() if h.startswith(stable) and v is not ABSENT})
         if parameters is None and any(hole.startswith("parameters.") for hole in setting.holes):
             continue
-        filled = _filled(profile, setting, values, trusted)
+        filled = _filled(setting, values, trusted)
         if filled is ABSENT:
             continue
         found, faults = setting.checker.read({setting.name: filled}, tells=trusted)
@@ -181,15 +181,11 @@ def _grant(
     )
 
 
-def _filled(
-    profile: Profile, setting: OpenSetting, values: Mapping[str, JSON], trusted: bool
-) -> JSON:
+def _filled(setting: OpenSetting, values: Mapping[str, JSON], trusted: bool) -> JSON:
     """ABSENT where a whole hole has no value, and the setting may do without."""
-    file = profile.preset.file
-    if not trusted and setting.name in (*file.guarded, *file.merchant):
-        said_by_trusted = {f"parameters.{name}" for name in profile.trusted_parameters}
-        if unsaid := [h for h in setting.holes if h in said_by_trusted and values[h] is ABSENT]:
-            raise _unfit(setting, unsaid)  # a page does not choose to leave it out
+    unsaid = [hole for hole in setting.not_for_pages if values[hole] is ABSENT]
+    if unsaid and not trusted:  # a page does not choose to leave it out
+        raise _unfit(setting, unsaid)
     try:
         filled = fill_tree(setting.template, values)
     except Unfillable as exc:

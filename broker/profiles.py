@@ -64,12 +64,14 @@ def make_profile(
     _check_opt_in(at, preset, found, keeps, fault)
     _check_readings(at, preset, found, fault)
     secrets = {k: v for k, v in found.items() if isinstance(v, SecretRef)}
-    open_settings = _open_settings(preset, found)
+    base_url = (entry.base_url or preset.file.base_url or "").rstrip("/")
+    open_settings = _open_settings(preset, entry, found)
     not_fixed = {*secrets, *(one.name for one in open_settings)}
     return Profile(
         name=name,
         preset=preset,
-        base_url=(entry.base_url or preset.file.base_url or "").rstrip("/"),
+        base_url=base_url,
+        account=_account(preset, base_url, entry.credential, secrets),
         fixed={k: v for k, v in found.items() if k not in not_fixed},
         open_settings=open_settings,
         instants=instants,
@@ -89,14 +91,29 @@ def make_profile(
     )
 
 
-def _open_settings(preset: Preset, found: Mapping[str, JSON]) -> tuple[OpenSetting, ...]:
+def _account(
+    preset: Preset, base_url: str, credential: str | None, secrets: Mapping[str, SecretRef]
+) -> str:
+    held = preset.file.authorization.secrets
+    sources = [secrets[name].source for name in held if name in secrets]
+    return " ".join([preset.name, base_url, credential or "", *sources])
+
+
+def _open_settings(
+    preset: Preset, entry: ProfileEntry, found: Mapping[str, JSON]
+) -> tuple[OpenSetting, ...]:
     """Those that a request has a part in: by holes, or by what is observed of it."""
-    settings = preset.file.settings
-    each = (
-        OpenSetting(name, value, tuple(holes_in(value)), Checked({name: settings[name]}))
-        for name, value in found.items()
-    )
-    return tuple(one for one in each if one.holes or one.checker.observes)
+    file = preset.file
+    by_trusted = {f"parameters.{name}" for name, one in entry.parameters.items() if one.trusted}
+    settings = []
+    for name, value in found.items():
+        holes = tuple(holes_in(value))
+        checker = Checked({name: file.settings[name]})
+        kept = name in file.guarded or name in file.merchant
+        not_for_pages = tuple(hole for hole in holes if kept and hole in by_trusted)
+        if holes or checker.observes:
+            settings.append(OpenSetting(name, value, holes, not_for_pages, checker))
+    return tuple(settings)
 
 
 def _check_hole(

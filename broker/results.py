@@ -22,7 +22,8 @@ _KEPT = 86400.0
 
 
 class Results:
-    """The results of one app's sessions."""
+    """The results of one app's sessions; those of an account are one, whichever of its profiles
+    minted them, as its events come to one of them."""
 
     def __init__(self, state: State, audit: AuditLog, spawn: Spawn) -> None:
         self._state = state
@@ -31,15 +32,17 @@ class Results:
 
     def expect(self, profile: Profile, session_id: str, chain: str, lifetime: float) -> None:
         """A session was minted of which a callback may tell. lifetime: its own, in seconds."""
-        self._state.expected.put(_key(profile, session_id), (profile.name, chain), lifetime + _KEPT)
+        self._state.expected.put(
+            profile.key_of(session_id), (profile.name, chain), lifetime + _KEPT
+        )
 
     def expected(self, profile: Profile, session_id: str) -> bool:
         """Was it minted here?"""
-        return self._state.expected.get(_key(profile, session_id)) is not None
+        return self._state.expected.get(profile.key_of(session_id)) is not None
 
     def known(self, profile: Profile, session_id: str) -> Acted | None:
         """The result of a session that is over."""
-        found: Acted | None = self._state.results.get(_key(profile, session_id))
+        found: Acted | None = self._state.results.get(profile.key_of(session_id))
         return found
 
     async def read(
@@ -61,17 +64,17 @@ class Results:
                 self._learn(profile, session_id, acted, source)
             return acted
 
-        acted, _ = await self._readings.join(_key(profile, session_id), work)
+        acted, _ = await self._readings.join(profile.key_of(session_id), work)
         return acted
 
     def outdated(self, profile: Profile, session_id: str) -> None:
         """Something happened to a session: who asks from now on does not join an older question."""
-        self._readings.leave(_key(profile, session_id))
+        self._readings.leave(profile.key_of(session_id))
 
     def _learn(self, profile: Profile, session_id: str, acted: Acted, source: str) -> None:
         """Keeps a result and tells of it. source: what set the reading off: an action's name,
         callback or webhook."""
-        key = _key(profile, session_id)
+        key = profile.key_of(session_id)
         size = 512 + 8 * len(orjson.dumps([acted.output, acted.trusted]))
         self._state.results.put(key, acted, _KEPT, size)
         minted_by, chain = self._state.expected.get(key) or (profile.name, "")
@@ -83,8 +86,3 @@ class Results:
             state=acted.final,
             source=source,
         )
-
-
-def _key(profile: Profile, session_id: str) -> str:
-    """One for all profiles of an upstream account, as its events come to one of them."""
-    return f"{profile.account} {session_id}"

@@ -24,11 +24,16 @@ ANONYMOUS = "anonymous"
 
 @dataclass(frozen=True, slots=True)
 class OpenSetting:
-    """A setting with holes: their names, found once, and the checker of what it becomes."""
+    """A setting with holes: their names, found once, and the checker of what it becomes.
+
+    not_for_pages: of the holes, those that a page may not leave without a value, as what fills them
+    is a trusted caller's to say.
+    """
 
     name: str
     template: JSON
     holes: tuple[str, ...]
+    not_for_pages: tuple[str, ...]
     checker: Checked
 
 
@@ -36,6 +41,8 @@ class OpenSetting:
 class Profile:
     """A reviewed description of what may be minted, by whom, from which origins; ready to use.
 
+    account: one for all profiles that call the same address of the same preset with the same
+    credential: whose sessions the upstream names are.
     fixed: settings without holes. open_settings: those with.
     instants: what `${now+…}` holes add, by hole. min_remaining: seconds; None is a share of life.
     keeps_parameters: does a handle need them, for a successor or a follow-up call?
@@ -44,6 +51,7 @@ class Profile:
     name: str
     preset: Preset
     base_url: str
+    account: str
     fixed: Mapping[str, JSON]
     open_settings: tuple[OpenSetting, ...]
     instants: Mapping[str, timedelta]
@@ -61,13 +69,9 @@ class Profile:
     rate_limit: RateLimitItem | None
     action_limit: RateLimitItem
 
-    @property
-    def account(self) -> str:
-        """Whose sessions the upstream names are: one for all profiles that call the same address of
-        the same preset with the same credential."""
-        held = self.preset.file.authorization.secrets
-        sources = [self.secrets[name].source for name in held if name in self.secrets]
-        return " ".join([self.preset.name, self.base_url, self.credential or "", *sources])
+    def key_of(self, session_id: str) -> str:
+        """A name for an upstream's session that no session of another account has."""
+        return f"{self.account} {session_id}"
 
     @property
     def longest(self) -> float:

@@ -6,7 +6,6 @@ is trusted is no browser, that what is exposed is exposed to services.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from broker.file import CallerEntry, ConfigFile, CredentialEntry, ForwardAuthCal
 from broker.model import Reuse
 from broker.presets import environment_of
 from broker.snapshot import ANONYMOUS, Profile
-from broker.urls import plain_http, server_of
+from broker.urls import plain_http
 
 
 class Together:
@@ -102,16 +101,14 @@ class Together:
             self._fault(
                 f"{at}/credential", f"asks for none of the scopes that this needs: {wanted}"
             )
-        here, token_url = environment_of(file, profile.base_url), server_of(credential.token_url)
-        for name, other in file.environments.items():
-            if here is None or not (there := re.fullmatch(other.token_url, token_url)):
-                continue
-            if name != here[0]:
-                self._fault(f"{at}/credential", f"its tokens are of {name}, base_url is {here[0]}")
-                continue
-            mine = re.fullmatch(other.base_url, server_of(profile.base_url))
-            if mine and mine.groupdict().get("prefix") != there.groupdict().get("prefix"):
-                self._fault(f"{at}/base_url", "its account prefix is not that of the token_url")
+        here = environment_of(file, profile.base_url)
+        there = environment_of(file, credential.token_url, "token_url")
+        if here is None or there is None:
+            return
+        if here[0] != there[0]:
+            self._fault(f"{at}/credential", f"its tokens are of {there[0]}, base_url is {here[0]}")
+        elif here[1] != there[1]:
+            self._fault(f"{at}/base_url", "its account prefix is not that of the token_url")
 
     def _trusted(self, at: str, profile: Profile) -> None:
         """Trusted callers are servers: not those with which pages come, here or elsewhere."""

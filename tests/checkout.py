@@ -41,6 +41,19 @@ BROWSER = {
     "screen_width": "1920",
     "timezone": "-60",
 }
+"""What a page says of itself."""
+APP = {
+    "channel": "app",
+    "sdk_app_id": "dbd64fcb-c19a-4728-8849-e3d50bfdde39",
+    "sdk_max_timeout": 5,
+    "sdk_ephem_pub_key": {"kty": "EC", "crv": "P-256", "x": "x", "y": "y"},
+    "sdk_reference_number": "3DS_LOA_SDK_PPFU_020100_00007",
+    "sdk_encrypted_data": "jwe",
+    "sdk_transaction_id": "b2385523-a66c-4907-ac3c-91848e8c0067",
+    "sdk_interface_type": "both",
+    "sdk_ui_elements": ["text"],
+}
+MERCHANT = {"channel": "merchant_initiated", "request_type": "recurring_transaction"}
 
 
 def tree(preset: str = "checkout/3ds", **changes: Any) -> dict[str, Any]:

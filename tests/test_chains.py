@@ -12,6 +12,7 @@ import pytest
 from tests.checkout import Shop, config, shop, tree
 from tests.harness import problem
 from tests.support import settle
+from tests.test_sending import FLOW
 
 FINGERPRINT = {"three_ds_method_completion": "Y"}
 
@@ -237,3 +238,46 @@ def test_a_page_leaves_nothing_out_that_a_server_says(changes: dict[str, Any]) -
         assert (await s.mint(token=s.backend)).status_code == 202
 
     run(story, config(**changes))
+
+
+def test_one_refused_action_does_not_hammer_the_token_endpoint() -> None:
+    """Refused whatever the token, one kind of request costs one more token a minute, though other
+    calls go well in between; those are not kept from renewing theirs."""
+
+    async def story(s: Shop) -> None:
+        handle, _ = await s.minted()
+        s.upstream.answer = lambda request: (
+            httpx2.Response(401) if request.url.path.endswith("issuer-fingerprint") else None
+        )
+        before = s.upstream.tokens
+        for _ in range(10):
+            s.told.clock.pass_(1)
+            answer = await s.act("issuer-fingerprint", handle, FINGERPRINT)
+            assert (answer.status_code, problem(answer)) == (502, "upstream-refused")
+            assert (await s.act("status", handle)).status_code == 200
+        assert s.upstream.tokens == before + 1
+        s.told.clock.pass_(1)
+        refused = [httpx2.Response(401)]
+        s.upstream.answer = lambda _: refused.pop() if refused else None
+        assert (await s.act("status", handle)).status_code == 200
+        assert s.upstream.tokens == before + 2
+
+    run(story)
+
+
+@pytest.mark.parametrize("status", [202, 204])
+def test_what_was_done_without_a_word_was_done(status: int) -> None:
+    """An answer that would be passed on as it is, and is empty, is a good one: 204."""
+
+    async def story(s: Shop) -> None:
+        s.upstream.answer = lambda request: (
+            httpx2.Response(status)
+            if request.url.path.endswith("/submit")
+            else httpx2.Response(201, json={"id": "ps_1", "payment_session_token": "t"})
+        )
+        minted = await s.told.mint({}, "p", token=s.token())
+        assert minted.status_code == 201, minted.text
+        answer = await s.act("submit", minted.json()["handle"], {"session_data": "d"})
+        assert (answer.status_code, answer.content) == (204, b"")
+
+    run(story, config("checkout/flow", **FLOW))

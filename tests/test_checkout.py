@@ -23,32 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker.sandbox.app import build
 from broker.sandbox.settings import SandboxSettings
+from tests.checkout import APP, BROWSER, MERCHANT
 from tests.harness import broker, problem
 from tests.pages import Browser, Sight, packed, unpacked
 from tests.test_serving import DEADLINE, Process, process
 
-BROWSER = {
-    "channel": "browser",
-    "java_enabled": False,
-    "javascript_enabled": True,
-    "language": "en-GB",
-    "color_depth": "24",
-    "screen_height": "1080",
-    "screen_width": "1920",
-    "timezone": "-60",
-}
-APP = {
-    "channel": "app",
-    "sdk_app_id": "dbd64fcb-c19a-4728-8849-e3d50bfdde39",
-    "sdk_max_timeout": 5,
-    "sdk_ephem_pub_key": {"kty": "EC", "crv": "P-256", "x": "x", "y": "y"},
-    "sdk_reference_number": "3DS_LOA_SDK_PPFU_020100_00007",
-    "sdk_encrypted_data": "jwe",
-    "sdk_transaction_id": "b2385523-a66c-4907-ac3c-91848e8c0067",
-    "sdk_interface_type": "both",
-    "sdk_ui_elements": ["text"],
-}
-MERCHANT = {"channel": "merchant_initiated", "request_type": "recurring_transaction"}
 NOT_FOR_PAGES = {
     "cryptogram", "eci", "xid", "card", "source", "number", "instrument_id", "expiry_month",
     "callback_url", "response_code", "amount", "reference", "approved",

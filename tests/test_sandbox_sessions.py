@@ -24,35 +24,18 @@ from broker.sandbox.serving import serve
 from broker.sandbox.settings import SandboxSettings
 from broker.sandbox.threeds_outcomes import CARDS
 from broker.sandbox.threeds_rules import is_card_number, is_url
+from tests import checkout
+from tests.checkout import APP, MERCHANT
 
 SESSIONS = "/checkout/api/sessions"
 NOON = 1_795_176_000.0
 QUICK = (0.01, 0.01, 0.01)
 BROWSER = {
-    "channel": "browser",
+    **checkout.BROWSER,
     "accept_header": "text/html",
-    "java_enabled": False,
-    "javascript_enabled": True,
-    "language": "en-GB",
-    "color_depth": "24",
-    "screen_height": "1080",
-    "screen_width": "1920",
-    "timezone": "-60",
     "user_agent": "Mozilla/5.0",
     "ip_address": "192.0.2.7",
 }
-APP = {
-    "channel": "app",
-    "sdk_app_id": "dbd64fcb-c19a-4728-8849-e3d50bfdde39",
-    "sdk_max_timeout": 5,
-    "sdk_ephem_pub_key": {"kty": "EC", "crv": "P-256", "x": "x", "y": "y"},
-    "sdk_reference_number": "3DS_LOA_SDK_PPFU_020100_00007",
-    "sdk_encrypted_data": "jwe",
-    "sdk_transaction_id": "b2385523-a66c-4907-ac3c-91848e8c0067",
-    "sdk_interface_type": "both",
-    "sdk_ui_elements": ["text"],
-}
-MERCHANT = {"channel": "merchant_initiated", "request_type": "recurring_transaction"}
 HOSTED = {
     "type": "hosted",
     "success_url": "https://shop.example.test/paid?order=1",

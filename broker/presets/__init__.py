@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from broker.declared import Checked
 from broker.errors import ConfigError, Fault
 from broker.faults import faults_of
-from broker.presets.vocabulary import Environment, PresetFile
+from broker.presets.vocabulary import PresetFile
 from broker.strict import Unreadable, read_yaml
 from broker.urls import server_of
 
@@ -66,9 +66,11 @@ def load_preset(name: str, base: Path) -> Preset:
         raise ConfigError([Fault("", "the preset file cannot be read")]) from None
 
 
-def environment_of(file: PresetFile, base_url: str) -> tuple[str, Environment] | None:
-    """The environment that an address belongs to, by its name; None for an address of ours."""
+def environment_of(file: PresetFile, url: str, kind: str = "base_url") -> tuple[str, str] | None:
+    """The environment that an address belongs to, and the account prefix in it ("" where there is
+    none); None for an address of ours. kind: base_url or token_url."""
     for name, environment in file.environments.items():
-        if re.fullmatch(environment.base_url, server_of(base_url)):
-            return name, environment
+        pattern = environment.base_url if kind == "base_url" else environment.token_url
+        if found := re.fullmatch(pattern, server_of(url)):
+            return name, found.groupdict().get("prefix") or ""
     return None

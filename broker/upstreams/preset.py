@@ -127,7 +127,6 @@ class Upstream:
             **observed(grant.facts),
         }
         values |= {f"data.{key}": value for key, value in data.items()}
-
         return await self._follow_up(f"action_{name}", name, values, session_token)
 
     async def reread(self, session_id: str, operation: str) -> Acted:
@@ -227,10 +226,10 @@ class Upstream:
         session_token: str | None = None,
     ) -> V:
         """One call, counted by how it ended, what its answer meant included."""
+        attempt = attempt or Attempt()
         began = self._clock.monotonic()
         outcome = Outcome.INTERNAL
         try:
-            attempt = attempt or Attempt()
             parsed = parse(await self._sender.send(request, values, attempt, session_token))
             outcome = Outcome.OK
             return parsed

@@ -55,7 +55,7 @@ class Sender:
         self._tokens = tokens if self._how.access_token and profile.credential else None
         self._clock = clock
         self._timeout = timeout
-        self._refused_until: dict[int, float] = {}
+        self._refused_until: dict[int, float] = {}  # by identity: requests live with the preset
         self._of_session = profile.preset.file.session_authorization
         self._key: Secret | None = None
         if self._how.secret is not None and self._how.secret in profile.secrets:
