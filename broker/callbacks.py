@@ -30,7 +30,7 @@ from broker.flights import Spawn
 from broker.keyring import Keyring
 from broker.limits import RateLimits
 from broker.metrics import Metrics
-from broker.model import JSON, Secret
+from broker.model import JSON, Priority, Secret
 from broker.presets import vocabulary
 from broker.results import Results
 from broker.schedule import Clock
@@ -136,10 +136,11 @@ class Callbacks:
         given = headers.get(signature.header.lower().encode()) if signature else None
         if signature is None or given is None:
             return False
-        ref = profile.secrets.get(signature.secret)
-        if ref is None or not _is_good(self._keyring.get(ref), given, raw):
+        refs = profile.secrets.get(signature.secret, ())
+        keys = [one for ref in refs for one in self._keyring.versions(ref)]
+        if not any(_is_good(key, given, raw) for key in keys):
             self._metrics.called_back(profile.name, "event", "refused")
-            raise Unauthenticated(cause="signature" if ref else f"no {signature.secret}")
+            raise Unauthenticated(cause="signature" if refs else f"no {signature.secret}")
         return True
 
     async def _event(
@@ -147,7 +148,8 @@ class Callbacks:
     ) -> str:
         event = first_at(tree, [how.event]) if how.event else None
         key = f"{profile.name} {event}" if isinstance(event, str) and len(event) <= 255 else ""
-        if (key and self._state.events.get(key)) or self._results.known(profile, session_id):
+        seen = key and await self._state.events.get(key)
+        if seen or await self._results.known(profile, session_id):
             return "duplicate"
         self._results.outdated(profile, session_id)  # it is newer than what is being read
         try:
@@ -156,11 +158,11 @@ class Callbacks:
             self._metrics.called_back(profile.name, "event", "failed")
             raise
         if key and outcome == "verified":  # else, one that is sent again is a reason to ask again
-            self._state.events.put(key, True, _EVENT_KEPT)
+            await self._state.events.put(key, True, _EVENT_KEPT)
         return outcome
 
     async def _hint(self, profile: Profile, session_id: str) -> str:
-        if self._results.known(profile, session_id):
+        if await self._results.known(profile, session_id):
             return "duplicate"
         key = profile.key_of(session_id)
         if key in self._followed:
@@ -174,7 +176,7 @@ class Callbacks:
     async def _may_read(self, profile: Profile, session_id: str) -> bool:
         """Counts one reading that nobody proved a need for."""
         try:
-            if self._results.expected(profile, session_id):
+            if await self._results.expected(profile, session_id):
                 await self._limits.hit(_KNOWN, profile.name, "callback", session_id)
             else:
                 await self._limits.hit(_UNKNOWN, profile.name, "callback", "")
@@ -205,9 +207,14 @@ class Callbacks:
     async def _read(self, profile: Profile, session_id: str, source: str) -> str:
         """verified: it is over; open: not yet; unknown: the upstream knows no such session."""
         upstream = self._sources[profile.name]
+        # a hint is read again in a moment anyway; an event's sender waits
+        priority = Priority.PERSON if source == "webhook" else Priority.REFRESH
         try:
             acted = await self._results.read(
-                profile, session_id, lambda: upstream.reread(session_id, "reread"), source
+                profile,
+                session_id,
+                lambda: upstream.reread(session_id, "reread", priority=priority),
+                source,
             )
         except HandleExpired:
             return "unknown"

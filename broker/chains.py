@@ -24,17 +24,17 @@ from broker.errors import (
     RotationNotSupported,
     UpstreamError,
 )
-from broker.flights import Flights, Spawn, Turns
+from broker.flights import Turns
 from broker.handles import Handle, Seal, bound_of
 from broker.limits import RateLimits
 from broker.metrics import Metrics
-from broker.minting import MAY_BE_SET_BACK, Minted, Minting, Served, weight
-from broker.model import JSON, Caller, Facts, Grant, observed
+from broker.minting import CLAIM_MARGIN, MAY_BE_SET_BACK, Minting, Served
+from broker.model import JSON, Acted, Caller, Facts, Grant, Minted, observed
 from broker.results import Results
 from broker.schedule import Clock
 from broker.snapshot import Profile, Snapshot
 from broker.state import State
-from broker.upstreams.preset import Acted, Upstream
+from broker.upstreams.preset import Upstream
 
 
 class Chains:
@@ -52,8 +52,11 @@ class Chains:
         limits: RateLimits,
         clock: Clock,
         metrics: Metrics,
-        spawn: Spawn,
+        turns: Turns[str],
+        budget: float,
     ) -> None:
+        """turns: of the calls about one session, by account and name. budget: seconds that one
+        request may take."""
         self._profiles = snapshot.profiles
         self._minting = minting
         self._sources = sources
@@ -63,8 +66,8 @@ class Chains:
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
-        self._successors: Flights[str, Minted] = Flights(spawn)
-        self._turns: Turns[str] = Turns()
+        self._turns = turns
+        self._budget = budget
 
     async def rotate(
         self, text: str, caller: Caller, facts: Facts, *, min_fresh: float = 0.0
@@ -81,49 +84,72 @@ class Chains:
     async def _rotate(
         self, profile: Profile, handle: Handle, caller: Caller, facts: Facts, min_fresh: float
     ) -> Served:
+        state = self._state
         try:
+            known = await self._successor(handle)
             grant = self._may_rotate(profile, handle, caller, facts)
         except BrokerError:
             self._metrics.rotated(profile.name, "refused")
             raise
-        known: Minted | None = self._state.successors.get(handle.id)
-        if known is not None and self._minting.usable(known):
+        if known is not None and self._minting.lives(known):
             self._metrics.rotated(profile.name, "deduplicated")
             return self._minting.serve(known, "deduplicated", min_fresh)
         self._minting.long_enough(profile, min_fresh)
         try:
-            minted, mine = await self._successors.join(
-                handle.id, lambda: self._succeed(profile, grant, handle)
+            minted, made = await state.successors.once(
+                handle.id,
+                lambda: self._succeed(profile, grant, handle),
+                keep=lambda minted: self._kept(profile, minted),
+                seconds=self._budget + CLAIM_MARGIN,
+                patience=self._budget / 2,
+                fits=self._minting.lives,
+                also=lambda: [state.spent.noted(handle.id, True, self._spent_for(profile, handle))],
             )
         except UpstreamError:
             self._metrics.rotated(profile.name, "failed")
             raise
-        if self._state.ended.get(handle.chain):
+        if await state.ended.get(handle.chain):
             raise _over("ended meanwhile")
         late = facts.now > handle.expires_at
-        outcome = ("late" if late else "on_time") if mine else "deduplicated"
+        outcome = ("late" if late else "on_time") if made else "deduplicated"
         self._metrics.rotated(profile.name, outcome)
-        return self._minting.serve(minted, "rotated" if mine else "deduplicated", min_fresh)
+        return self._minting.serve(minted, "rotated" if made else "deduplicated", min_fresh)
+
+    async def _successor(self, handle: Handle) -> Minted | None:
+        """The successor that there is. Raises HandleExpired where there can be none any more."""
+        state = self._state
+        ended, known, spent = await state.look(
+            (state.ended, handle.chain), (state.successors, handle.id), (state.spent, handle.id)
+        )
+        found: Minted | None = known
+        if ended:
+            raise _over("ended")
+        if spent and found is None:  # it was told before the mark, so it is there by now
+            found = await state.successors.fetch(handle.id)
+        if spent and found is None:
+            raise _over("rotated away")
+        return found
 
     async def end(self, text: str, caller: Caller, facts: Facts) -> tuple[str, str]:
         """Ends a chain, here and, where it can be, upstream. Gives profile and chain.
 
         Whoever a handle was made for may end it, also when they may not mint any more."""
         handle = self._open(text, caller)
+        await self._not_ended(handle)
         profile = self._profiles.get(handle.profile)
         if profile is None:
-            self._state.ended.put(handle.chain, True, MAY_BE_SET_BACK)
+            await self._state.ended.put(handle.chain, True, MAY_BE_SET_BACK)
             return "", handle.chain
         if facts.origin and facts.origin not in profile.origins:
             raise OriginNotAllowed("This origin may not use this profile.")
         chain = profile.rotation.max_chain if profile.rotation else timedelta(0)
         last = max(handle.chain_began + chain, handle.expires_at)
-        self._state.ended.put(
+        await self._state.ended.put(
             handle.chain, True, (last - facts.now).total_seconds() + MAY_BE_SET_BACK
         )
         with contextlib.suppress(CallerError):
             grant = policy.follow_up(profile, caller, handle.parameters, facts)
-            newest = self._state.newest.get(handle.chain)
+            newest = await self._state.newest.get(handle.chain)
             for session_id in {handle.session_id, newest} - {None}:
                 await self._sources[profile.name].revoke(grant, session_id)
         return profile.name, handle.chain
@@ -147,7 +173,7 @@ class Chains:
         known = self._profiles.get(handle.profile)
         trusted = known is not None and policy.trusts(known, caller, facts)
         if mine:
-            self._not_ended(handle)
+            await self._not_ended(handle)
         elif not trusted:  # one text for every cause: a stranger learns nothing of the profile
             raise _somebody_elses(handle, caller)
         profile = self._minting.profile(handle.profile)
@@ -184,7 +210,7 @@ class Chains:
         if (
             is_reading
             and session_id is not None
-            and (session_token is None or self._results.known(profile, session_id))
+            and (session_token is None or await self._results.known(profile, session_id))
         ):
             return await self._results.read(
                 profile, session_id, lambda: source.reread(session_id, f"action_{action}"), action
@@ -197,15 +223,14 @@ class Chains:
                     self._results.outdated(profile, session_id)
 
     def _open(self, text: str, caller: Caller) -> Handle:
-        """A handle that is this caller's own, of a chain that was not ended."""
+        """A handle that is this caller's own."""
         handle = self._seal.open(text)
         if not _is_whose(handle, caller):
             raise _somebody_elses(handle, caller)
-        self._not_ended(handle)
         return handle
 
-    def _not_ended(self, handle: Handle) -> None:
-        if self._state.ended.get(handle.chain):
+    async def _not_ended(self, handle: Handle) -> None:
+        if await self._state.ended.get(handle.chain):
             raise _over("ended")
 
     def _may_rotate(self, profile: Profile, handle: Handle, caller: Caller, facts: Facts) -> Grant:
@@ -217,22 +242,27 @@ class Chains:
         if facts.now > handle.chain_began + profile.rotation.max_chain:
             raise _over("the chain is too old")
         _same_grant(handle, grant)
-        known = self._state.successors.get(handle.id)
-        if known is None and self._state.spent.get(handle.id):
-            raise _over("rotated away")
         return grant
 
     async def _succeed(self, profile: Profile, grant: Grant, handle: Handle) -> Minted:
+        if self._state.spent.here.get(handle.id):  # since it was looked up
+            raise _over("rotated away")
         minted = await self._minting.new(profile, grant, handle)
-        assert profile.rotation is not None  # noqa: S101  (_may_rotate)
-        grace = profile.rotation.grace.total_seconds()
-        left = (handle.expires_at - self._clock.now()).total_seconds() + grace
-        kept = min(grace, self._minting.remaining(minted))
-        self._state.successors.put(handle.id, minted, kept, weight(minted))
-        self._state.spent.put(handle.id, True, left + 3600)
-        if self._state.ended.get(handle.chain):
+        if profile.preset.file.revoke and await self._state.ended.get(handle.chain):
             await self._sources[profile.name].revoke(grant, minted.session.id)
         return minted
+
+    def _spent_for(self, profile: Profile, handle: Handle) -> float:
+        """Seconds for which a handle could rotate if it had not: until its grace is over by the
+        wall clock, and an hour more, as that may be set back."""
+        assert profile.rotation is not None  # noqa: S101  (_may_rotate)
+        left = (handle.expires_at - self._clock.now()).total_seconds()
+        return left + profile.rotation.grace.total_seconds() + 3600
+
+    def _kept(self, profile: Profile, minted: Minted) -> float:
+        """Seconds for which a successor is given to whoever shows its predecessor's handle."""
+        assert profile.rotation is not None  # noqa: S101  (_may_rotate)
+        return min(profile.rotation.grace.total_seconds(), self._minting.remaining(minted))
 
 
 def _is_whose(handle: Handle, caller: Caller) -> bool:

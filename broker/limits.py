@@ -1,4 +1,4 @@
-"""Inbound rate limits: how often one caller may make us call an upstream.
+"""Rate limits: how often one caller may make us call an upstream, and how often we call one.
 
 Strategy, notation and arithmetic are the `limits` library's (sliding window counter). Its own
 in-process storage is not used: it walks every key at each hit, in threads, and keeps time by the
@@ -8,10 +8,12 @@ bounded cachetools cache, on the clock that cannot be set.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 from dataclasses import dataclass
+from typing import cast
 
 from cachetools import LRUCache
 from limits import RateLimitItem
@@ -20,6 +22,7 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from broker.errors import RateLimited
 from broker.schedule import Clock
+from broker.state.store import Store, StoreDown
 
 MOST_KEYS = 100_000
 
@@ -100,27 +103,69 @@ class _ClockStorage(Storage, SlidingWindowCounterSupport):
 
 
 class RateLimits:
-    """One limiter for all profiles; a caller's count in one is not its count in another."""
+    """One limiter for all profiles; a caller's count in one is not its count in another.
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    Counted in the store that replicas share, where there is one; while that is down, each replica
+    counts alone, so that N of them let N times as much through."""
+
+    def __init__(self, clock: Clock, store: Store | None = None) -> None:
         self._storage = _ClockStorage(clock)
-        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
+        self._alone = SlidingWindowCounterRateLimiter(self._storage)
+        self._together: SlidingWindowCounterRateLimiter | None = None
+        if store is not None:
+            windows = cast("Storage", store.windows)  # the library asks for both, and uses one
+            self._together = SlidingWindowCounterRateLimiter(windows)
 
-    async def hit(self, item: RateLimitItem, *who: str) -> None:
+    async def hit(self, item: RateLimitItem, *who: str, policy_name: str = "mint") -> None:
         """Counts one. Raises RateLimited with when to come again."""
-        key = _key(who)
-        if await self._limiter.hit(item, key):
-            return
-        window = item.get_expiry()
-        previous, left, current, _ = await self._storage.get_sliding_window(
-            item.key_for(key), window
-        )
-        raise RateLimited(
-            "Too many requests from this caller for this profile.",
-            retry_after=_wait(item.amount, window, previous, current, left),
-            policy=f'"mint";q={item.amount};w={window}',
-        )
+        wait = await self._count(item, _key(who), 1.0)
+        if wait > 0:
+            raise RateLimited(
+                "Too many requests from this caller for this profile.",
+                retry_after=wait,
+                policy=f'"{policy_name}";q={item.amount};w={item.get_expiry()}',
+            )
+
+    async def room(self, item: RateLimitItem, *who: str, share: float = 1.0) -> float:
+        """Counts one of a budget and gives 0.0, if less than `share` of it is used; else counts
+        nothing and gives the seconds after which to ask again, which are more than nought.
+
+        Who asks with a smaller share leaves the rest to whoever comes first. Looking and counting
+        are two steps: of those that ask at one moment a few may go over their share, none over the
+        whole."""
+        return await self._count(item, _key(who), share)
+
+    async def _count(self, item: RateLimitItem, key: str, share: float) -> float:
+        if self._together is not None:
+            with contextlib.suppress(StoreDown):
+                return await _counted(self._together, item, key, share)
+        return await _counted(self._alone, item, key, share)
+
+
+async def _counted(
+    limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, key: str, share: float
+) -> float:
+    """0.0 if it was counted, else seconds to wait. Raises StoreDown."""
+    if share < 1:
+        wait = await _seen(limiter, item, key, item.amount * share)
+        if wait > 0:
+            return wait
+    if await limiter.hit(item, key):
+        return 0.0
+    return max(0.001, await _seen(limiter, item, key, item.amount))
+
+
+async def _seen(
+    limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, key: str, limit: float
+) -> float:
+    """Seconds until less than `limit` is used, 0.0 if so now."""
+    window = item.get_expiry()
+    windows = cast("SlidingWindowCounterSupport", limiter.storage)
+    previous, _, current, ends = await windows.get_sliding_window(item.key_for(key), window)
+    left = max(0.0, ends - window)
+    if previous * left / window + current < limit:
+        return 0.0
+    return _wait(limit, window, previous, current, left)
 
 
 def _key(who: tuple[str, ...]) -> str:
@@ -129,9 +174,9 @@ def _key(who: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(who).encode()).hexdigest()
 
 
-def _wait(limit: int, window: float, previous: int, current: int, left: float) -> float:
+def _wait(limit: float, window: float, previous: int, current: int, left: float) -> float:
     """Seconds until one more fits: as the window before this one, or this one, slides out."""
-    if current + 1 <= limit and previous:
+    if current < limit and previous:
         return max(0.0, left - window * (limit - current) / previous) + 0.001
     if current == 0:
         return left

@@ -7,8 +7,6 @@ What can be done with a session that there is stands in `chains`. Knows nothing 
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -23,11 +21,19 @@ from broker.errors import (
     UnknownProfile,
     UpstreamNonsense,
 )
-from broker.flights import Flights, Spawn
 from broker.handles import MOST_PARAMETERS, Handle, Seal, first_link, next_link
 from broker.limits import RateLimits
 from broker.metrics import Metrics
-from broker.model import JSON, AccessToken, Caller, ComponentSession, Facts, Grant, SessionSource
+from broker.model import (
+    JSON,
+    AccessToken,
+    Caller,
+    ComponentSession,
+    Facts,
+    Grant,
+    Minted,
+    SessionSource,
+)
 from broker.results import Results
 from broker.schedule import Clock, floor_of, refresh_point
 from broker.snapshot import ANONYMOUS, Profile, Snapshot
@@ -36,22 +42,10 @@ from broker.tokens import Cached
 
 MAY_BE_SET_BACK = 86400.0
 """Seconds that things with a wall-clock end are remembered beyond it, should that clock be set."""
+CLAIM_MARGIN = 2.0
+"""Seconds that a claim outlives the request's time: a replica that was killed is waited for no
+longer, and one that is slow is not overtaken."""
 Source = Literal["minted", "rotated", "deduplicated", "replayed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Minted:
-    """A session for the browser. handle: "" where there is nothing to do with one.
-
-    floor: seconds of life under which it may not be handed out.
-    """
-
-    profile: str
-    session: ComponentSession
-    handle: str
-    chain: str
-    rotates: bool
-    floor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +72,9 @@ class Minting:
         results: Results,
         clock: Clock,
         metrics: Metrics,
-        spawn: Spawn,
+        budget: float,
     ) -> None:
+        """budget: seconds that one request may take."""
         self._profiles = snapshot.profiles
         self._credentials = snapshot.credentials
         self._callers = snapshot.callers
@@ -89,10 +84,9 @@ class Minting:
         self._state = state
         self._limits = limits
         self._results = results
-        self._salt = os.urandom(32)
         self._clock = clock
         self._metrics = metrics
-        self._answers: Flights[str, Answered[Minted]] = Flights(spawn)
+        self._budget = budget
         self._lifetimes: dict[str, float] = {}
 
     async def mint(
@@ -111,30 +105,42 @@ class Minting:
         self.long_enough(profile, min_fresh)
         if not idempotency_key or caller.name == ANONYMOUS:  # strangers share no memory
             return self.serve(await self.new(profile, grant, None), "minted", min_fresh)
-        key = self._digest(caller.name, caller.subject, profile_name, idempotency_key)
-        body = self._digest(_sorted(grant.parameters), _sorted(grant.bound))
-        known = self._state.answers.get(key)
-        if known is not None and known.body != body:
-            raise _reused_key()
-        if known is not None and self.usable(known.answer):
+        answered, made = await self._answered(profile, grant, idempotency_key)
+        if not made:
             self._metrics.replayed(profile_name)
-            return self.serve(known.answer, "replayed", min_fresh)
+        return self.serve(answered, "minted" if made else "replayed", min_fresh)
+
+    async def _answered(self, profile: Profile, grant: Grant, key: str) -> tuple[Minted, bool]:
+        """What was or is being made under an Idempotency-Key, here or on another replica; and
+        whether it was made just now. Raises InvalidParameters for a key that has another body."""
+        caller, vault = grant.caller, self._state.vault
+        asked = orjson.dumps([caller.name, caller.subject, profile.name, key]).decode()
+        body = (_sorted(grant.parameters), _sorted(grant.bound))
+        known = await self._state.answers.get(asked)
+        if known is not None:
+            if vault.same(known.body, *body) is False:
+                raise _reused_key()
+            if await self.usable(known.answer):
+                return known.answer, False
+        dead = known.answer.chain if known is not None else None
+
+        def fits(found: Answered[Minted]) -> bool:
+            return self.lives(found.answer) and found.answer.chain != dead
 
         async def work() -> Answered[Minted]:
-            minted = await self.new(profile, grant, None)
-            answered = Answered(body, minted)
-            self._state.answers.put(key, answered, self.remaining(minted), weight(minted))
-            return answered
+            return Answered(vault.digest(*body), await self.new(profile, grant, None))
 
-        answered, mine = await self._answers.join(key, work)
-        if answered.body != body:
+        answered, made = await self._state.answers.once(
+            asked,
+            work,
+            keep=lambda answered: self.remaining(answered.answer),
+            seconds=self._budget + CLAIM_MARGIN,
+            patience=self._budget / 2,
+            fits=fits,
+        )
+        if vault.same(answered.body, *body) is False:
             raise _reused_key()
-        return self.serve(answered.answer, "minted" if mine else "replayed", min_fresh)
-
-    def _digest(self, *parts: str) -> str:
-        """One text for several, such that no two lists of parts share it; keyed, as what is short
-        (a card's number) could be found again from a plain digest."""
-        return hashlib.blake2b(orjson.dumps(parts), key=self._salt, digest_size=32).hexdigest()
+        return answered.answer, made
 
     async def access_token(
         self, name: str, caller: Caller, *, min_fresh: float = 0.0
@@ -180,9 +186,9 @@ class Minting:
         handle = self._handle(profile, grant, session, before)
         if handle is not None and session.id:
             if profile.preset.file.revoke:
-                self._state.newest.put(handle.chain, session.id, lifetime + MAY_BE_SET_BACK)
+                await self._state.newest.put(handle.chain, session.id, lifetime + MAY_BE_SET_BACK)
             if profile.preset.file.callbacks:
-                self._results.expect(profile, session.id, handle.chain, lifetime)
+                await self._results.expect(profile, session.id, handle.chain, lifetime)
         return Minted(
             profile=profile.name,
             session=session,
@@ -210,9 +216,12 @@ class Minting:
         """Seconds."""
         return minted.session.life.remaining(self._clock.monotonic())
 
-    def usable(self, minted: Minted) -> bool:
+    def lives(self, minted: Minted) -> bool:
+        return self.remaining(minted) > minted.floor
+
+    async def usable(self, minted: Minted) -> bool:
         """May it be handed out again?"""
-        return self.remaining(minted) > minted.floor and not self._state.ended.get(minted.chain)
+        return self.lives(minted) and not await self._state.ended.get(minted.chain)
 
     def long_enough(self, profile: Profile, min_fresh: float) -> None:
         """Refuses a wish that no session of this upstream meets, before one is made for it."""
@@ -238,11 +247,6 @@ def rotate_in(served: Served) -> int:
 
 def _sorted(tree: Mapping[str, JSON]) -> str:
     return orjson.dumps(tree, option=orjson.OPT_SORT_KEYS).decode()
-
-
-def weight(minted: Minted) -> int:
-    """About how many bytes it takes to remember."""
-    return 4096 + 4 * len(minted.handle) + 8 * len(orjson.dumps(minted.session.output))
 
 
 def _above(floor: float, remaining: float) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, NoReturn, Protocol
 
 JSON = Any
@@ -75,6 +76,17 @@ class Outcome(StrEnum):
     INTERNAL = "internal"
 
 
+class Priority(IntEnum):
+    """For whom an upstream is called: who comes first where calls are scarce."""
+
+    PERSON = 0
+    """Somebody waits for the answer."""
+    REFRESH = 1
+    """Something that is still good is replaced behind."""
+    PREFETCH = 2
+    """Nobody has asked yet."""
+
+
 class Reuse(StrEnum):
     """Which tokens may be shared: the one word that cache, pool, store and client obey."""
 
@@ -117,7 +129,8 @@ class Facts:
     """What is known of a request besides its body: values for `${request.x}`, `${now}`, `${uuid4}`.
 
     unique: one UUID a request, so that a repeated upstream call carries the same key.
-    origin: the browser's, "" where there is none.
+    origin: the browser's, "" where there is none. deadline: monotonic seconds at which its time is
+    spent.
     """
 
     now: datetime
@@ -126,6 +139,7 @@ class Facts:
     ip: str
     user_agent: str
     accept: str
+    deadline: float = math.inf
 
 
 def observed(facts: Facts) -> dict[str, str]:
@@ -156,13 +170,15 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """An OAuth 2 bearer that we use towards an upstream (RFC 6749 §5.1). Never for a browser."""
+    """An OAuth 2 bearer that we use towards an upstream (RFC 6749 §5.1). Never for a browser.
+
+    The same token is equal wherever it was read, though each process has its own clock."""
 
     value: Secret
     token_type: str
     scope: str
-    life: Life
-    obtained: float
+    life: Life = field(compare=False)
+    obtained: float = field(compare=False)
     """Monotonic seconds when its request was *sent*: what a later 401 is compared with."""
 
 
@@ -181,6 +197,34 @@ class ComponentSession:
     accepted: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A session for the browser. handle: "" where there is nothing to do with one.
+
+    floor: seconds of life under which it may not be handed out.
+    """
+
+    profile: str
+    session: ComponentSession
+    handle: str
+    chain: str
+    rotates: bool
+    floor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What a follow-up call gave. output: for the caller; trusted: for one whom the profile trusts,
+    None where there is nothing more. final: the state in which the session is over, else "".
+    id: of the session, where the answer says it."""
+
+    status: int
+    id: str | None
+    output: JSON
+    trusted: JSON
+    final: str
+
+
 class SessionSource(Protocol):
     """One method: a new component session for a grant, or an error. Wrappers add the rest."""
 
@@ -190,8 +234,12 @@ class SessionSource(Protocol):
 class TokenSource(Protocol):
     """One method: an access token that is above its floor, or an error. Wrappers add the rest."""
 
-    async def token(self, *, min_fresh: float = 0.0) -> AccessToken:
-        """A token with at least its floor, and `min_fresh` seconds, left. Raises BrokerError."""
+    async def token(
+        self, *, min_fresh: float = 0.0, priority: Priority = Priority.PERSON
+    ) -> AccessToken:
+        """A token with at least its floor, and `min_fresh` seconds, left. Raises BrokerError.
+
+        priority: PERSON where nobody has a token to go on with."""
         ...
 
     def forget(self, *, older_than: float) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import orjson
-
 from broker.audit import AuditLog
 from broker.flights import Flights, Spawn
+from broker.model import Acted
 from broker.snapshot import Profile
 from broker.state import State
-from broker.upstreams.preset import Acted
 
 _KEPT = 86400.0
 """Seconds; a result can be read upstream for a day too (Checkout.com: the cryptogram)."""
@@ -30,20 +28,19 @@ class Results:
         self._audit = audit
         self._readings: Flights[str, Acted] = Flights(spawn)
 
-    def expect(self, profile: Profile, session_id: str, chain: str, lifetime: float) -> None:
+    async def expect(self, profile: Profile, session_id: str, chain: str, lifetime: float) -> None:
         """A session was minted of which a callback may tell. lifetime: its own, in seconds."""
-        self._state.expected.put(
+        await self._state.expected.put(
             profile.key_of(session_id), (profile.name, chain), lifetime + _KEPT
         )
 
-    def expected(self, profile: Profile, session_id: str) -> bool:
+    async def expected(self, profile: Profile, session_id: str) -> bool:
         """Was it minted here?"""
-        return self._state.expected.get(profile.key_of(session_id)) is not None
+        return await self._state.expected.get(profile.key_of(session_id)) is not None
 
-    def known(self, profile: Profile, session_id: str) -> Acted | None:
+    async def known(self, profile: Profile, session_id: str) -> Acted | None:
         """The result of a session that is over."""
-        found: Acted | None = self._state.results.get(profile.key_of(session_id))
-        return found
+        return await self._state.results.get(profile.key_of(session_id))
 
     async def read(
         self,
@@ -54,14 +51,14 @@ class Results:
     ) -> Acted:
         """The result, or else what the upstream says now: one question at a time, however many
         ask. Raises what `ask` raises."""
-        known = self.known(profile, session_id)
+        known = await self.known(profile, session_id)
         if known is not None:
             return known
 
         async def work() -> Acted:
             acted = await ask()
             if acted.final:
-                self._learn(profile, session_id, acted, source)
+                await self._learn(profile, session_id, acted, source)
             return acted
 
         acted, _ = await self._readings.join(profile.key_of(session_id), work)
@@ -71,13 +68,15 @@ class Results:
         """Something happened to a session: who asks from now on does not join an older question."""
         self._readings.leave(profile.key_of(session_id))
 
-    def _learn(self, profile: Profile, session_id: str, acted: Acted, source: str) -> None:
+    async def _learn(self, profile: Profile, session_id: str, acted: Acted, source: str) -> None:
         """Keeps a result and tells of it. source: what set the reading off: an action's name,
         callback or webhook."""
         key = profile.key_of(session_id)
-        size = 512 + 8 * len(orjson.dumps([acted.output, acted.trusted]))
-        self._state.results.put(key, acted, _KEPT, size)
-        minted_by, chain = self._state.expected.get(key) or (profile.name, "")
+        told = await self._state.results.fetch(key)  # by another replica
+        await self._state.results.put(key, acted, _KEPT)
+        if told is not None:
+            return
+        minted_by, chain = await self._state.expected.get(key) or (profile.name, "")
         self._audit.event(
             "result",
             profile=minted_by,

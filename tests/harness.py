@@ -20,6 +20,7 @@ from joserfc.jwk import OctKey
 from broker.app import App
 from broker.audit import AuditLog
 from broker.config import parse
+from broker.state import Store
 from tests.support import AppTransport, VirtualClock
 
 ISSUER_KEY = "a shared secret of thirty-two bytes or more"
@@ -139,9 +140,12 @@ async def broker(
     *,
     base: Path = Path(),
     env: dict[str, str] | None = None,
+    clock: VirtualClock | None = None,
+    store: Store | None = None,
 ) -> AsyncIterator[Broker]:
-    """A broker on `config`; `upstream` plays everything it calls, by default NMI."""
-    clock = VirtualClock()
+    """A broker on `config`; `upstream` plays everything it calls, by default NMI. clock, store:
+    those of replicas."""
+    clock = clock or VirtualClock()
     nmi = FakeNmi(clock)
     lines = io.BytesIO()
     app = App(
@@ -149,6 +153,7 @@ async def broker(
         base,
         transport=AppTransport(handler=upstream or nmi),
         clock=clock,
+        store=store,
         audit=AuditLog(lines),
         env={**ENV, **(env or {})},
     )

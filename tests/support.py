@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx2
 
 from broker.errors import UpstreamNonsense
+from broker.limits import _ClockStorage
+from broker.state.store import Claim, Kept, Put, StoreDown
 from broker.upstreams.transport import BODY_LIMIT, Answer
 
 
@@ -108,3 +111,80 @@ class AppTransport:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+class DictStore:
+    """A `Store` in this process, on a virtual clock: for replicas that are apps of one test. The
+    real one is judged in test_store."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self._clock = clock
+        self.down = False
+        self.kept: dict[str, tuple[bytes, float]] = {}
+        self.claims: dict[str, tuple[str, float]] = {}
+        self.trips = 0
+        self._windows = _Windows(self)
+
+    def _look(self, name: str) -> Kept | None:
+        value, until = self.kept.get(name, (b"", 0.0))
+        left = until - self._clock.monotonic()
+        return Kept(value, left) if left > 0 else None
+
+    async def _trip(self) -> None:
+        self.trips += 1
+        await asyncio.sleep(0)
+        if self.down:
+            raise StoreDown
+
+    async def get(self, names: Sequence[str]) -> list[Kept | None]:
+        await self._trip()
+        return [self._look(name) for name in names]
+
+    async def put(self, items: Sequence[Put]) -> None:
+        await self._trip()
+        for item in items:
+            self.kept[item.name] = (item.value, self._clock.monotonic() + item.seconds)
+            if item.owner and self.claims.get(item.name, ("",))[0] == item.owner:
+                del self.claims[item.name]
+
+    async def delete_if(self, name: str, value: bytes) -> None:
+        await self._trip()
+        if self.kept.get(name, (b"",))[0] == value:
+            del self.kept[name]
+
+    async def claim(self, name: str, owner: str, seconds: float) -> tuple[Claim, Kept | None]:
+        try:
+            await self._trip()
+        except StoreDown:
+            return Claim.ERROR, None
+        _, until = self.claims.get(name, ("", 0.0))
+        if until > self._clock.monotonic():
+            return Claim.HELD, self._look(name)
+        self.claims[name] = (owner, self._clock.monotonic() + seconds)
+        return Claim.ACQUIRED, self._look(name)
+
+    async def release(self, name: str, owner: str) -> None:
+        if not self.down and self.claims.get(name, ("",))[0] == owner:
+            del self.claims[name]
+
+    @property
+    def windows(self) -> Any:
+        return self._windows
+
+    async def close(self) -> None: ...
+
+
+class _Windows(_ClockStorage):
+    """The counters of a DictStore: one set, as long as the store is up."""
+
+    def __init__(self, store: DictStore) -> None:
+        super().__init__(store._clock)
+        self._store = store
+
+    async def acquire_sliding_window_entry(self, *args: Any, **options: Any) -> bool:
+        await self._store._trip()
+        return await super().acquire_sliding_window_entry(*args, **options)
+
+    async def get_sliding_window(self, *args: Any, **options: Any) -> tuple[int, float, int, float]:
+        await self._store._trip()
+        return await super().get_sliding_window(*args, **options)

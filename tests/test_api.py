@@ -371,7 +371,7 @@ async def test_the_openapi_document_is_valid_and_true(told: Broker) -> None:
     answer = await told.client.get("/v1/openapi.json")
     document = answer.json()
     OpenAPIV31SpecValidator(document).validate()
-    inner: Any = told.app.public
+    inner: Any = told.app._assembly.public
     routes = {route.path for route in inner._app.routes}
     assert set(document["paths"]) == routes
     minted = (await told.mint()).json()

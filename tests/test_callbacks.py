@@ -470,7 +470,9 @@ def test_an_event_that_could_not_be_read_for_is_delivered_again(
         _, sid = await s.minted()
         s.upstream.put(sid, "approved")
         s.upstream.answer = lambda _: failing
-        answer = await s.event(sid)
+        posting = asyncio.create_task(s.event(sid))
+        await s.told.clock.advance(2)  # a reading is tried again, with a pause
+        answer = await posting
         assert (answer.status_code, problem(answer)) == (status, slug)
         assert (s.counted("event", "failed"), s.results()) == (1, [])
         s.upstream.answer = None
@@ -640,7 +642,7 @@ def test_any_bytes_are_an_outcome_or_a_problem(posts: list[tuple[bytes, bool, st
     """`receive` raises a BrokerError or says what became of it, whatever is posted."""
 
     async def story(s: Shop) -> None:
-        gate: Any = s.told.app.public
+        gate: Any = s.told.app._assembly.public
         endpoint: Any = next(r for r in gate._app.routes if "callbacks" in r.path).app
         callbacks = endpoint._handler.__self__._callbacks
         for raw, signed, name in posts:

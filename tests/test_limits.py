@@ -1,4 +1,4 @@
-"""Inbound rate limits: what a sliding window counter guarantees, on a clock that is played."""
+"""Rate limits: what a sliding window counter guarantees, on a clock that is played."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from broker.errors import RateLimited
 from broker.limits import MOST_KEYS, RateLimits
+from broker.schedule import SystemClock
+from tests.redis_server import RedisServer, redis_server
 from tests.support import VirtualClock
+from tests.test_store import store_at, until, works
 
 
 class Gate:
@@ -244,3 +247,114 @@ def test_only_sliding_windows_are_kept() -> None:
     storage = RateLimits(VirtualClock())._storage
     with pytest.raises(NotImplementedError):
         asyncio.run(storage.incr("k", 1))
+
+
+class Room:
+    """A budget on a played clock, asked without a loop."""
+
+    def __init__(self, rate: str) -> None:
+        self.clock = VirtualClock()
+        self.limits = RateLimits(self.clock)
+        self.item = limits.parse(rate)
+
+    def ask(self, share: float = 1.0) -> float:
+        asked = self.limits.room(self.item, "upstream", "nmi", share=share)
+        try:
+            asked.send(None)
+        except StopIteration as exc:
+            return float(exc.value)
+        raise AssertionError("a limiter does not wait")
+
+
+def test_a_share_leaves_the_rest_to_others() -> None:
+    """Who asks for half of a budget gets half of it, whoever asks for all of it the rest; a refusal
+    counts nothing."""
+    room = Room("10/minute")
+    assert [room.ask(0.5) > 0 for _ in range(8)] == [False] * 5 + [True] * 3
+    assert [room.ask(0.8) > 0 for _ in range(5)] == [False] * 3 + [True] * 2
+    assert [room.ask() > 0 for _ in range(4)] == [False] * 2 + [True] * 2
+
+
+@given(RATES, st.sampled_from([0.1, 0.5, 0.75, 1.0]), STEPS)
+@example((1, 1), 0.1, [(0.0, 2)])
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_a_budget_s_wait_is_honest(
+    rate: tuple[int, int], share: float, steps: list[tuple[float, int]]
+) -> None:
+    """Who asks again after the seconds that were told gets one, if nobody else asked meanwhile;
+    they are more than nought, and never more than two windows."""
+    amount, window = rate
+    room = Room(rate_of(amount, window))
+    for passing, burst in steps:
+        room.clock.pass_(passing * window)
+        for _ in range(burst):
+            wait = room.ask(share)
+            assert 0 <= wait <= 2 * window + 0.01
+            if wait > 0:
+                room.clock.pass_(wait)
+                assert room.ask(share) == 0.0
+                break
+
+
+def test_another_name_for_the_policy() -> None:
+    """A refusal names the policy that it was asked under."""
+    gate = Gate("1 per 5 minute")
+    assert gate.hit() is None
+    with pytest.raises(RateLimited) as refused:
+        gate.limits.hit(gate.item, "profile", "caller", "ada", policy_name="act").send(None)
+    assert refused.value.policy == '"act";q=1;w=300'
+
+
+def test_replicas_share_one_count() -> None:
+    """Two replicas with one store let through what one would, and shares hold over both; the wait
+    that is told is honest there too."""
+
+    async def story(url: str) -> None:
+        async with store_at(url) as here, store_at(url) as there:
+            one, two = RateLimits(SystemClock(), here), RateLimits(SystemClock(), there)
+            item = limits.parse("7/minute")
+            hits = ((one, two)[n % 2].hit(item, "p", "c", "ada") for n in range(100))
+            results = await asyncio.gather(*hits, return_exceptions=True)
+            assert results.count(None) == 7
+            refused = [result for result in results if isinstance(result, RateLimited)]
+            assert len(refused) == 93
+            assert all(59 < (one.retry_after or 0) < 60.1 for one in refused)
+            budget = limits.parse("10/minute")
+            waits = [await (one, two)[n % 2].room(budget, "u", share=0.5) for n in range(7)]
+            assert [wait > 0 for wait in waits] == [False] * 5 + [True] * 2
+            assert [await two.room(budget, "u") > 0 for _ in range(6)] == [False] * 5 + [True]
+            quick = limits.parse("2/second")
+            assert [await one.room(quick, "q") for _ in range(2)] == [0.0, 0.0]
+            wait = await two.room(quick, "q")
+            assert 0.9 < wait <= 1.01
+            await asyncio.sleep(wait)
+            assert await two.room(quick, "q") == 0.0
+
+    with redis_server() as url:
+        asyncio.run(story(url))
+
+
+def test_alone_while_the_store_is_down() -> None:
+    """Without the store each replica counts by itself: nobody is refused for the outage, and nobody
+    let through without end; afterwards they share again."""
+
+    async def story(server: RedisServer) -> None:
+        async with store_at(server) as here, store_at(server) as there:
+            one, two = RateLimits(SystemClock(), here), RateLimits(SystemClock(), there)
+            item = limits.parse("5/hour")
+            await one.hit(item, "ada")
+            server.kill()
+            for limiter in (one, two):
+                hits = (limiter.hit(item, "ada") for _ in range(30))
+                results = await asyncio.gather(*hits, return_exceptions=True)
+                assert results.count(None) == 5
+                assert sum(isinstance(result, RateLimited) for result in results) == 25
+                assert await limiter.room(item, "u", share=0.5) == 0.0
+            server.restart()
+            await until(lambda: works(here))
+            await until(lambda: works(there))
+            waits = [await (one, two)[n % 2].room(item, "ada") for n in range(7)]
+            assert [wait > 0 for wait in waits] == [False] * 5 + [True] * 2
+
+    with redis_server() as server:
+        asyncio.run(story(server))

@@ -1,13 +1,16 @@
-"""What is remembered between requests: bounded, each item for its own time."""
+"""What one process remembers: bounded, each item for its own time."""
 
 from __future__ import annotations
 
+import asyncio
 import tracemalloc
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.state import MOST_BYTES, MOST_ITEMS, Remembered, State
+from broker.flights import Tasks
+from broker.state import MOST_BYTES, State, Vault
+from broker.state.remembered import MOST_ITEMS, Remembered
 from tests.support import VirtualClock
 
 
@@ -116,13 +119,17 @@ def test_sizes_count() -> None:
 
 def test_the_kinds_do_not_push_each_other_out() -> None:
     """Each kind has a memory of its own, of the size that is documented."""
-    state = State(VirtualClock())
+    state = State(VirtualClock(), Tasks().spawn, Vault([]))
     large, small = [state.successors, state.answers], [state.spent, state.ended, state.newest]
     assert len({id(kind) for kind in [*large, *small]}) == 5
-    assert {kind._items.maxsize for kind in large} == {MOST_BYTES}
-    assert {kind._items.maxsize for kind in small} == {MOST_ITEMS}
-    state.ended.put("k", True, 1)
-    assert [kind.get("k") for kind in [*large, *small]] == [None, None, None, True, None]
+    assert {kind.here._items.maxsize for kind in large} == {MOST_BYTES}
+    assert {kind.here._items.maxsize for kind in small} == {MOST_ITEMS}
+
+    async def story() -> list[object]:
+        await state.ended.put("k", True, 1)
+        return [await kind.get("k") for kind in [*large, *small]]
+
+    assert asyncio.run(story()) == [None, None, None, True, None]
 
 
 PUT = st.tuples(st.just("put"), st.sampled_from("abcdef"), st.integers(-2, 30))

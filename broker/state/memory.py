@@ -1,0 +1,216 @@
+"""One kind of thing that is remembered: here, and with a store by all replicas together.
+
+What is here is looked at first, as most of what is remembered never changes. The store is asked for
+the rest; where it does not answer, this process acts alone, which costs a mint more and never an
+answer. Nothing here knows what a value means: its codec does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, Protocol, TypeVar
+
+from broker.flights import Flights, Spawn
+from broker.schedule import Clock
+from broker.state.remembered import MOST_ITEMS, Remembered
+from broker.state.store import Claim, Kept, Put, Store, StoreDown
+from broker.strict import Unreadable
+
+V = TypeVar("V")
+_PAUSE = 0.05
+"""Seconds between two looks for what another replica is making, doubled up to eight times that."""
+_LONGEST_PAUSE = 0.4
+
+
+class Codec(Protocol[V]):
+    """A value as bytes and back, wherever it was written."""
+
+    def write(self, value: V, seconds: float) -> bytes:
+        """seconds: for which it will be kept."""
+        ...
+
+    def read(self, raw: bytes, seconds: float) -> V:
+        """seconds: for which it will still be kept. Raises Unreadable."""
+        ...
+
+    def weight(self, value: V) -> int:
+        """About what it takes to remember, in the unit of the memory's bound."""
+        ...
+
+
+class Memory(Generic[V]):
+    """From text to value, each for its own time."""
+
+    def __init__(
+        self,
+        kind: str,
+        codec: Codec[V],
+        clock: Clock,
+        store: Store | None,
+        spawn: Spawn,
+        *,
+        most: int = MOST_ITEMS,
+        changes: bool = False,
+        durable: bool = False,
+    ) -> None:
+        """changes: a value may be replaced, so that the store's is preferred to the one here.
+        durable: what the store could not be told it is told when it is back."""
+        self._kind = kind
+        self._codec = codec
+        self._clock = clock
+        self._store = store
+        self._changes = changes
+        self._durable = durable
+        self.here: Remembered[V] = Remembered(clock, most)
+        self._flights: Flights[str, tuple[V, bool]] = Flights(spawn)
+
+    def name(self, key: str) -> str:
+        """In the store: of one length, and telling nothing of the key."""
+        return f"{self._kind}:{hashlib.sha256(key.encode()).hexdigest()[:40]}"
+
+    async def get(self, key: str) -> V | None:
+        found = self.here.get(key)
+        if self._store is None or (found is not None and not self._changes):
+            return found
+        known = await self.fetch(key)
+        return found if known is None else known
+
+    async def fetch(self, key: str) -> V | None:
+        """What the store has now; nothing where there is none or it does not answer."""
+        if self._store is None:
+            return None
+        sent = self._clock.monotonic()
+        try:
+            (kept,) = await self._store.get([self.name(key)])
+        except StoreDown:
+            return None
+        return self.learn(key, kept, sent)
+
+    def learn(self, key: str, kept: Kept | None, sent: float) -> V | None:
+        """Takes over what the store had at monotonic `sent`."""
+        if kept is None:
+            return None
+        left = kept.seconds - (self._clock.monotonic() - sent)
+        if left <= 0:
+            return None
+        try:
+            value = self._codec.read(kept.value, left)
+        except Unreadable:
+            return None
+        self.here.put(key, value, left, self._codec.weight(value))
+        return value
+
+    async def put(self, key: str, value: V, seconds: float) -> None:
+        """Remembers `value` for `seconds`; not at all for nought or less."""
+        item = self.noted(key, value, seconds)
+        if item is not None and self._store is not None:
+            await tell(self._store, [item])
+
+    def noted(self, key: str, value: V, seconds: float, owner: str = "") -> Put | None:
+        """Remembers it here, and gives what the store is to be told."""
+        self.here.put(key, value, seconds, self._codec.weight(value))
+        if self._store is None or seconds <= 0:
+            return None
+        raw = self._codec.write(value, seconds)
+        return Put(self.name(key), raw, seconds, owner, self._durable)
+
+    async def forget(self, key: str, value: V) -> None:
+        """Drops `value`, here and in the store, unless another has taken its place."""
+        if self.here.get(key) == value:
+            self.here.drop(key)
+        if self._store is not None:
+            await self._forget(self._store, key, value)
+
+    async def _forget(self, store: Store, key: str, value: V) -> None:
+        try:
+            (kept,) = await store.get([self.name(key)])
+            if kept is not None and self._codec.read(kept.value, kept.seconds) == value:
+                await store.delete_if(self.name(key), kept.value)
+        except (StoreDown, Unreadable):
+            return
+
+    async def once(
+        self,
+        key: str,
+        work: Callable[[], Coroutine[Any, Any, V]],
+        *,
+        keep: Callable[[V], float],
+        seconds: float,
+        patience: float,
+        fits: Callable[[V], bool] = lambda _: True,
+        also: Callable[[], list[Put | None]] = list,
+    ) -> tuple[V, bool]:
+        """One run of `work` for all who ask at once, on all replicas; its value, and whether this
+        call made it.
+
+        keep: for how long a value is remembered. seconds: the claim's life, above what `work` can
+        take, so that a replica that died is waited for no longer. patience: how long to wait for
+        another replica before going alone. fits: is a remembered value what is wanted? also: what
+        else the store is told in the same breath, after the value. Raises what `work` raises."""
+        (value, made), mine = await self._flights.join(
+            key, lambda: self._claimed(key, work, keep, seconds, patience, fits, also)
+        )
+        return value, mine and made
+
+    async def _claimed(
+        self,
+        key: str,
+        work: Callable[[], Coroutine[Any, Any, V]],
+        keep: Callable[[V], float],
+        seconds: float,
+        patience: float,
+        fits: Callable[[V], bool],
+        also: Callable[[], list[Put | None]],
+    ) -> tuple[V, bool]:
+        owner = ""
+        known = self.here.get(key)  # since it was looked up, another run may have landed
+        if known is not None and fits(known):
+            return known, False
+        if self._store is not None:
+            found, owner = await self._wait(self._store, key, seconds, patience, fits)
+            if found is not None:
+                return found, False
+        try:
+            value = await work()
+            first = self.noted(key, value, keep(value), owner)
+            items = [item for item in (first, *also()) if item is not None]
+            if items and self._store is not None and await tell(self._store, items) and first:
+                owner = ""  # which that has released
+            return value, True
+        finally:
+            if owner and self._store is not None:
+                await self._store.release(self.name(key), owner)
+
+    async def _wait(
+        self, store: Store, key: str, seconds: float, patience: float, fits: Callable[[V], bool]
+    ) -> tuple[V | None, str]:
+        """What another replica made; or the claim's owner token, "" where we go without one."""
+        owner = uuid.uuid4().hex
+        until = self._clock.monotonic() + patience
+        pause = _PAUSE
+        while True:
+            sent = self._clock.monotonic()
+            claim, kept = await store.claim(self.name(key), owner, seconds)
+            found = self.learn(key, kept, sent)
+            if found is not None and fits(found):
+                if claim is Claim.ACQUIRED:
+                    await store.release(self.name(key), owner)
+                return found, ""
+            if claim is not Claim.HELD:
+                return None, owner  # on an error too: it may have been taken all the same
+            if self._clock.monotonic() >= until:
+                return None, ""
+            await self._clock.sleep(pause * (0.75 + random.random() / 2))  # noqa: S311  (jitter)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+async def tell(store: Store, items: list[Put]) -> bool:
+    """Whether the store was told."""
+    try:
+        await store.put(items)
+    except StoreDown:
+        return False
+    return True

@@ -1,0 +1,172 @@
+"""What is remembered, as bytes that another replica, or this one after a restart, can read.
+
+Lives are the difficulty: one process's monotonic clock means nothing to another, and wall clocks
+are set. So a record says what was left when it was written, and the store's own count says how long
+ago that was; the wall clock is believed too, where it says less. A life is late only if both err.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+import orjson
+
+from broker.model import JSON, AccessToken, Acted, ComponentSession, Life, Minted, Secret
+from broker.schedule import Clock
+from broker.strict import Unreadable, read_json
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Generic[V]):
+    """An answer given under an Idempotency-Key, and the digest of the body that asked for it."""
+
+    body: str
+    answer: V
+
+
+class Plain(Generic[V]):
+    """Values that are JSON as they are: flags, names, lists of them."""
+
+    def __init__(self, made: Callable[[Any], V] = lambda value: value) -> None:
+        self._made = made
+
+    def write(self, value: V, seconds: float) -> bytes:
+        return orjson.dumps(value)
+
+    def read(self, raw: bytes, seconds: float) -> V:
+        return self._made(_tree(raw))
+
+    def weight(self, value: V) -> int:
+        return 1
+
+
+class Timed(Generic[V]):
+    """What the records with lives have in common."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def write(self, value: V, seconds: float) -> bytes:
+        return orjson.dumps([seconds, self._fields(value)])
+
+    def read(self, raw: bytes, seconds: float) -> V:
+        try:
+            kept, fields = _tree(raw)
+            return self._made(fields, max(0.0, kept - seconds))
+        except (ValueError, TypeError, KeyError, OverflowError) as exc:
+            raise Unreadable("written by another version") from exc
+
+    def _fields(self, value: V) -> JSON:
+        raise NotImplementedError
+
+    def _made(self, fields: Any, age: float) -> V:
+        """age: seconds since it was written."""
+        raise NotImplementedError
+
+    def _written_life(self, life: Life) -> JSON:
+        left = life.remaining(self._clock.monotonic())
+        return [life.expires_at.timestamp(), life.lifetime.total_seconds(), left]
+
+    def _read_life(self, fields: Any, age: float) -> Life:
+        expires, lifetime, left = fields
+        expires_at = datetime.fromtimestamp(expires, UTC)
+        by_wall = (expires_at - self._clock.now()).total_seconds()
+        remaining = min(left - age, by_wall, lifetime)
+        return Life(expires_at, timedelta(seconds=lifetime), self._clock.monotonic() + remaining)
+
+
+class Tokens(Timed[AccessToken]):
+    def _fields(self, value: AccessToken) -> JSON:
+        secret = value.value.reveal()
+        return [secret, value.token_type, value.scope, self._written_life(value.life)]
+
+    def _made(self, fields: Any, age: float) -> AccessToken:
+        secret, kind, scope, life = fields
+        now = self._clock.monotonic()
+        return AccessToken(Secret(secret), kind, scope, self._read_life(life, age), now)
+
+    def weight(self, value: AccessToken) -> int:
+        return 1
+
+
+class Sessions(Timed[Minted]):
+    def _fields(self, value: Minted) -> JSON:
+        session = value.session
+        return [
+            value.profile,
+            [
+                session.token.reveal(),
+                session.id,
+                self._written_life(session.life),
+                _written(session.output),
+                session.accepted,
+            ],
+            value.handle,
+            value.chain,
+            value.rotates,
+            value.floor,
+        ]
+
+    def _made(self, fields: Any, age: float) -> Minted:
+        profile, (token, name, life, output, accepted), *rest = fields
+        session = ComponentSession(
+            Secret(token), name, self._read_life(life, age), _read(output), accepted
+        )
+        return Minted(profile, session, *rest)
+
+    def weight(self, value: Minted) -> int:
+        return 4096 + 4 * len(value.handle) + 8 * len(orjson.dumps(value.session.output))
+
+
+class Answers(Timed[Answered[Minted]]):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self._sessions = Sessions(clock)
+
+    def _fields(self, value: Answered[Minted]) -> JSON:
+        return [value.body, self._sessions._fields(value.answer)]
+
+    def _made(self, fields: Any, age: float) -> Answered[Minted]:
+        body, answer = fields
+        return Answered(body, self._sessions._made(answer, age))  # noqa: SLF001  (the same)
+
+    def weight(self, value: Answered[Minted]) -> int:
+        return self._sessions.weight(value.answer)
+
+
+class Endings:
+    """How a session ended: has no life of its own."""
+
+    def write(self, value: Acted, seconds: float) -> bytes:
+        fields = [value.status, value.id, _written(value.output), _written(value.trusted)]
+        return orjson.dumps([*fields, value.final])
+
+    def read(self, raw: bytes, seconds: float) -> Acted:
+        try:
+            status, name, output, trusted, final = _tree(raw)
+            return Acted(status, name, _read(output), _read(trusted), final)
+        except (ValueError, TypeError) as exc:
+            raise Unreadable("written by another version") from exc
+
+    def weight(self, value: Acted) -> int:
+        return 512 + 8 * len(orjson.dumps([value.output, value.trusted]))
+
+
+def _tree(raw: bytes) -> Any:
+    return read_json(raw)
+
+
+def _written(tree: JSON) -> JSON:
+    """A tree as it is, and an upstream's own bytes as text, to be told apart when read."""
+    if isinstance(tree, orjson.Fragment):
+        return {"verbatim": orjson.dumps(tree).decode()}
+    return {"tree": tree}
+
+
+def _read(told: Any) -> JSON:
+    return orjson.Fragment(told["verbatim"].encode()) if "verbatim" in told else told["tree"]
