@@ -22,6 +22,7 @@
     │   ├── UpstreamRefused         502
     │   ├── UpstreamNonsense        502
     │   ├── UpstreamUnavailable     503
+    │   │   └── Throttled           503  a 429: the same to callers, another outcome
     │   └── UpstreamTimeout         504
     ├── Overloaded                  503
     └── InternalError               500
@@ -184,6 +185,10 @@ class UpstreamUnavailable(UpstreamError):
     slug, title, status = "upstream-unavailable", "Upstream unavailable", 503
 
 
+class Throttled(UpstreamUnavailable):
+    """429: the same to callers, another outcome to metrics. Never repeated within a request."""
+
+
 class UpstreamTimeout(UpstreamError):
     """The time is spent and nothing is known of the outcome: the call may have happened."""
 
@@ -209,6 +214,7 @@ def outcome_of(error: BrokerError) -> Outcome:
     special = {
         UpstreamRefused: Outcome.REFUSED,
         UpstreamNonsense: Outcome.NONSENSE,
+        Throttled: Outcome.THROTTLED,
         UpstreamUnavailable: Outcome.UNAVAILABLE,
         UpstreamTimeout: Outcome.TIMEOUT,
         Overloaded: Outcome.UNAVAILABLE,

@@ -14,11 +14,22 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from broker.errors import BrokerError, UpstreamError, outcome_of
-from broker.model import JSON
+from broker.errors import (
+    BrokerError,
+    InvalidParameters,
+    Throttled,
+    UpstreamError,
+    UpstreamNonsense,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+    outcome_of,
+)
+from broker.model import JSON, Priority
 from broker.presets import load_preset, packaged, parse_preset
-from broker.upstreams.refusals import refusal_of
-from broker.upstreams.transport import Answer
+from broker.presets.vocabulary import Request
+from broker.upstreams.refusals import Busy, refusal_of, repeats
+from broker.upstreams.transport import Answer, BrokenOff, NotSent
 from tests.checkout import Shop, progress, refusal, shop
 from tests.harness import problem
 from tests.support import settle
@@ -71,9 +82,11 @@ MEANINGS: list[tuple[int, Any, str]] = [
     (400, {"codes": {"0": "value_bad"}}, "UpstreamRefused"),
     (400, {"codes": [None, 5, "value_"]}, "InvalidParameters"),
     (400, {"codes": []}, "UpstreamRefused"),
-    (400, {"deep": {"er": {"code": "down"}}}, "UpstreamUnavailable"),
+    (400, {"deep": {"er": {"code": "down"}}}, "NotForThis"),
+    (408, {"deep": {"er": {"code": "down"}}}, "UpstreamUnavailable"),
     (400, {"deep": ["er"]}, "UpstreamRefused"),
-    (401, {"code": "gone"}, "UpstreamRefused"),
+    (401, {"code": "gone"}, "CredentialRefused"),
+    (403, {"code": "gone"}, "UpstreamRefused"),
     (423, {}, "Busy"),
     (423, b"<html>", "Busy"),
     (409, {"code": "done"}, "Done"),
@@ -82,7 +95,7 @@ MEANINGS: list[tuple[int, Any, str]] = [
     (409, b"", "ActionNotAllowed"),
     (408, {}, "UpstreamUnavailable"),
     (425, {}, "UpstreamUnavailable"),
-    (429, {}, "UpstreamUnavailable"),
+    (429, {}, "Throttled"),
     (500, {}, "UpstreamUnavailable"),
     (599, b"\xff", "UpstreamUnavailable"),
     (400, {}, "UpstreamRefused"),
@@ -115,7 +128,8 @@ def test_what_a_refusal_means(status: int, body: Any, kind: str) -> None:
         (409, {"code": "done"}, "UpstreamRefused"),
         (400, {"codes": ["value_x"]}, "InvalidParameters"),
         (400, {"code": "gone_too"}, "InvalidParameters"),
-        (429, {}, "UpstreamUnavailable"),
+        (429, {}, "Throttled"),
+        (401, {}, "CredentialRefused"),
     ],
 )
 def test_a_mint_has_no_session_to_be_refused_for(status: int, body: Any, kind: str) -> None:
@@ -240,6 +254,32 @@ DETAILS = {
 }  # fmt: skip
 
 
+KINDS: list[BrokerError] = [
+    NotSent("x"), UpstreamTimeout("x"), UpstreamUnavailable("x"), BrokenOff("x"),
+    UpstreamNonsense("x"), Throttled("x"), Busy("x"), UpstreamRefused("x"), InvalidParameters("x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("request_", "priority", "again"),
+    [
+        ({"method": "GET"}, Priority.PERSON, 4),
+        ({"method": "POST", "repeat": "safe"}, Priority.PERSON, 4),
+        ({"method": "POST"}, Priority.PERSON, 1),
+        ({"method": "GET", "repeat": "never"}, Priority.PERSON, 1),
+        ({"method": "GET"}, Priority.REFRESH, 0),
+        ({"method": "GET"}, Priority.PREFETCH, 0),
+    ],
+)
+def test_after_what_a_call_is_made_again(
+    request_: dict[str, Any], priority: Priority, again: int
+) -> None:
+    """What was not sent, always; what was lost or passes by itself, where the request says that
+    this is safe; for whom nobody waits, nothing. Never after a 429, a no or whole nonsense."""
+    asked = repeats(Request.model_validate({"path": "/x", **request_}), priority)
+    assert [asked(error) for error in KINDS] == [True] * again + [False] * (len(KINDS) - again)
+
+
 # --- checkout/3ds, through the app
 
 
@@ -261,7 +301,7 @@ ACTIONS: list[tuple[httpx2.Response, int, str, str, str]] = [
     (refusal(404), 410, "handle-expired", "client_error", ": request_invalid"),
     (refusal(422, "source_token_invalid"), 422, "invalid-parameters", "client_error", ": source_token_invalid, request_invalid"),
     (refusal(422, "amount_invalid"), 502, "upstream-refused", "refused", ": amount_invalid, request_invalid"),
-    (refusal(429), 503, "upstream-unavailable", "unavailable", ": request_invalid"),
+    (refusal(429), 503, "upstream-unavailable", "throttled", ": request_invalid"),
     (refusal(503), 503, "upstream-unavailable", "unavailable", ": request_invalid"),
 ]  # fmt: skip
 
@@ -270,13 +310,17 @@ ACTIONS: list[tuple[httpx2.Response, int, str, str, str]] = [
 def test_what_a_page_is_told_of_an_action(
     answer: httpx2.Response, status: int, slug: str, outcome: str, codes: str
 ) -> None:
-    """One problem each; codes and the upstream's request id are the log's."""
+    """One problem each; codes and the upstream's request id are the log's. A reading is repeated
+    where that may help, and only there."""
 
     async def story(s: Shop) -> None:
         handle, _ = await s.minted()
         s.upstream.answer = lambda _: answer
-        found = await s.act("status", handle)
+        asking = asyncio.create_task(s.act("status", handle))
+        await s.told.clock.advance(1)
+        found = await asking
         assert (found.status_code, problem(found)) == (status, slug)
+        assert len(s.upstream.calls) == (3 if answer.status_code == 503 else 1)
         line = s.told.audit[-1]
         cause = f"status {answer.status_code}{codes} (upstream request req-0001)"
         assert (line["cause"], line["outcome"]) == (cause, outcome)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import httpx2
 import pytest
 
-from broker.errors import Fault
-from tests.checkout import BROWSER, Shop, config, faults, progress, refusal, shop
+from broker.errors import BrokerError, Fault, UpstreamNonsense, UpstreamTimeout
+from broker.presets import load_preset, packaged
+from broker.presets.vocabulary import Request
+from broker.snapshot import secret_refs
+from broker.upstreams.transport import Answer, BrokenOff, NotSent
+from tests.checkout import BROWSER, SID, Shop, config, faults, progress, refusal, shop, tree
 from tests.harness import ORIGIN, problem
+from tests.support import settle
 
 
 def run(story: Any, text: str | None = None, **options: Any) -> None:
@@ -457,3 +463,427 @@ def test_whoever_refuses_a_repetition_is_not_asked_again() -> None:
         assert len(s.upstream.calls) == 1
 
     run(story)
+
+
+# --- through the guard
+
+
+def calls_counted(s: Shop, operation: str, outcome: str) -> float:
+    labels = {"upstream": "p", "operation": operation, "outcome": outcome}
+    return s.told.sample("broker_upstream_requests_total", **labels) or 0.0
+
+
+def unknown(s: Shop) -> float | None:
+    return s.told.sample("broker_unknown_mints_total", profile="p")
+
+
+async def with_time(s: Shop, asking: Any, seconds: float = 2.0) -> Any:
+    """The answer, with as much of the clock's time as repetitions may take."""
+    task = asyncio.ensure_future(asking)
+    await s.told.clock.advance(seconds)
+    return await task
+
+
+def test_a_reading_is_made_again_where_its_answer_was_lost() -> None:
+    """A GET is safe: two bad moments of the upstream are no page's; each attempt is counted."""
+
+    async def story(s: Shop) -> None:
+        handle, sid = await s.minted()
+        bad = [httpx2.Response(502), httpx2.Response(503)]
+        s.upstream.answer = lambda _: bad.pop() if bad else None
+        answer = await with_time(s, s.act("status", handle))
+        assert answer.json() == progress(sid, "pending", "collect_channel_data")
+        assert s.upstream.calls == [f"GET /sessions/{sid}"] * 3
+        assert calls_counted(s, "action_status", "unavailable") == 2
+        assert calls_counted(s, "action_status", "ok") == 1
+
+    run(story)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 429])
+def test_what_does_something_is_not_made_again(status: int) -> None:
+    """No mint and no action that could happen twice, whatever the upstream says."""
+
+    async def story(s: Shop) -> None:
+        handle, _ = await s.minted()
+        s.upstream.answer = lambda _: httpx2.Response(status)
+        assert (await s.act("complete", handle)).status_code == 503
+        s.told.clock.pass_(2)
+        assert (await s.mint()).status_code == 503
+        assert len(s.upstream.calls) == 2
+        assert unknown(s) == 0
+
+    run(story)
+
+
+class Via:
+    """Stands in the way of a shop's calls: raises what is listed, in turn, before they are sent."""
+
+    def __init__(self, s: Shop, *ends: BrokerError) -> None:
+        self.ends = list(ends)
+        self.given: list[float] = []
+        self.takes = 0.0
+        self._clock = s.told.clock
+        self._inner = s.told.app._ground.transport
+        self._send = self._inner.send
+        self._inner.send = self.send  # type: ignore[method-assign]
+
+    async def send(self, method: str, url: str, **how: Any) -> Answer:
+        if url.endswith("/connect/token"):
+            return await self._send(method, url, **how)
+        self.given.append(how["timeout"])
+        if self.takes:
+            await settle()
+            self._clock.pass_(self.takes)
+        if self.ends:
+            raise self.ends.pop(0)
+        return await self._send(method, url, **how)
+
+
+def test_what_was_certainly_not_sent_is_sent_again() -> None:
+    """A mint too; and if it is never sent, no session may exist that nobody knows."""
+
+    async def story(s: Shop) -> None:
+        via = Via(s, *[NotSent("x")] * 2)
+        assert (await with_time(s, s.mint())).status_code == 202
+        assert len(s.upstream.calls) == 1
+        via.ends = [NotSent("x")] * 3
+        answer = await with_time(s, s.mint())
+        assert (answer.status_code, problem(answer)) == (503, "upstream-unavailable")
+        assert (len(via.given), unknown(s)) == (6, 0)
+
+    run(story)
+
+
+@pytest.mark.parametrize("lost", [UpstreamTimeout("x"), BrokenOff("x"), UpstreamNonsense("x")])
+def test_a_mint_whose_answer_was_lost_is_unknown_once(lost: BrokerError) -> None:
+    """Also where it took two attempts to be sent; and it is not made again."""
+
+    async def story(s: Shop) -> None:
+        via = Via(s, NotSent("x"), lost)
+        answer = await with_time(s, s.mint())
+        assert answer.status_code == lost.status
+        assert (len(via.given), unknown(s)) == (2, 1)
+
+    run(story)
+
+
+def test_what_the_guard_refuses_is_not_unknown() -> None:
+    """An open circuit, a pause that was asked for: nothing was sent, and 503 says when to come."""
+
+    async def story(s: Shop) -> None:
+        s.upstream.answer = lambda _: httpx2.Response(429, headers={"retry-after": "30"})
+        await s.mint()
+        answer = await s.mint()
+        assert (answer.status_code, problem(answer)) == (503, "upstream-unavailable")
+        assert answer.headers["retry-after"] == "30" or int(answer.headers["retry-after"]) <= 33
+        assert len(s.upstream.calls) == 1
+        assert calls_counted(s, "session", "throttled") == 1
+        s.told.clock.pass_(33)
+        s.upstream.answer = lambda _: httpx2.Response(500)
+        for _ in range(9):
+            await s.mint()
+        assert len(s.upstream.calls) == 6
+        assert unknown(s) == 0
+        assert s.told.audit[-1]["cause"] == "circuit open"
+        s.upstream.answer = None
+        s.told.clock.pass_(1)
+        assert (await s.mint()).status_code == 202
+
+    run(story)
+
+
+def test_one_deadline_for_all_of_a_call() -> None:
+    """The request's: what authentication or a busy session took of it is gone; a reading's first
+    attempt gets half of what is left."""
+
+    async def story(s: Shop) -> None:
+        via = Via(s)
+        handle, _ = await s.minted()
+        assert via.given == [10]
+        busy = [refusal(409, "session_already_in_use")]
+        s.upstream.answer = lambda _: busy.pop() if busy else None
+        await with_time(s, s.act("status", handle))
+        assert via.given[1:] == [5, pytest.approx(4.9)]
+        via.takes = 4.0
+        await asyncio.gather(s.act("complete", handle), s.act("complete", handle))
+        assert via.given[3:] == pytest.approx([10, 6])
+
+    run(story)
+
+
+def test_a_session_that_stays_busy_until_the_deadline_is_told_at_once() -> None:
+    """Nobody sleeps past it."""
+
+    async def story(s: Shop) -> None:
+        handle, _ = await s.minted()
+        s.upstream.answer = lambda _: refusal(409, "session_already_in_use")
+        answer = await with_time(s, s.act("complete", handle), 0.25)
+        assert (answer.status_code, len(s.upstream.calls)) == (503, 2)
+
+    run(story, json.dumps({**tree(), "server": {"request_budget": "500ms"}}))
+
+
+REPEATABLE = """
+summary: an upstream with an idempotency key
+reuse: per_caller
+base_url: https://api.example
+settings: {key: {type: secret, required: true}}
+authorization: {secret: key}
+request: {path: /sessions, repeat: REPEAT, headers: {Idempotency-Key: "${uuid4}"}}
+answer: {token: /token, expiry: {default: 10m}}
+output: {t: "${session.token}"}
+"""
+
+
+@pytest.mark.parametrize(("repeat", "attempts"), [("safe", 3), ("never", 1)])
+def test_a_preset_says_what_is_safe(tmp_path: Path, repeat: str, attempts: int) -> None:
+    """With an idempotency key, the same in each attempt; a lost answer after them is unknown."""
+    (tmp_path / "x.yaml").write_text(REPEATABLE.replace("REPEAT", repeat))
+    allow = {"callers": ["backend"]}
+    profile = {"preset": "./x.yaml", "key": {"env": "SK"}, "allow": allow}
+    text = {**tree(), "profiles": {"p": profile}}
+    del text["credentials"]
+
+    async def story(s: Shop) -> None:
+        via = Via(s, UpstreamTimeout("x"))
+        s.upstream.answer = lambda _: httpx2.Response(500)
+        answer = await with_time(s, s.told.mint({}, "p", token=s.backend))
+        assert answer.status_code == (503 if attempts > 1 else 504)
+        assert len(via.given) == attempts
+        assert len({one.headers["idempotency-key"] for one in s.upstream.requests}) <= 1
+        assert unknown(s) == 1
+        via.ends, s.upstream.answer = [], lambda _: httpx2.Response(201, json={"token": "t"})
+        assert (await s.told.mint({}, "p", token=s.backend)).status_code == 201
+
+    run(story, json.dumps(text), base=tmp_path, env={"SK": "sk_1"})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"method": "GET"}, True), ({}, False), ({"method": "PUT"}, False),
+        ({"method": "DELETE"}, False), ({"repeat": "safe"}, True),
+        ({"method": "GET", "repeat": "never"}, False),
+    ],
+)  # fmt: skip
+def test_by_default_only_a_reading_is_safe(given: dict[str, Any], expected: bool) -> None:
+    """A GET, unless the preset says otherwise."""
+    assert Request.model_validate({"path": "/x", **given}).may_repeat is expected
+
+
+def test_no_packaged_preset_repeats_what_does_something() -> None:
+    """None of their upstreams has an idempotency key for it."""
+    for name in packaged():
+        file = load_preset(name, Path()).file
+        requests = [file.request, *(action.request for action in file.actions.values())]
+        assert [one.method for one in requests if one.may_repeat] in ([], ["GET"])
+
+
+# --- credentials that are refused
+
+
+async def together(s: Shop, count: int) -> None:
+    """Holds calls back until so many are under way."""
+    arrived, all_there = 0, asyncio.Event()
+
+    async def arrive() -> None:
+        nonlocal arrived
+        arrived += 1
+        if arrived >= count:
+            all_there.set()
+        await all_there.wait()
+
+    s.told.app._ground.transport.before = arrive  # type: ignore[attr-defined]
+
+
+def test_a_revoked_token_is_no_outage() -> None:
+    """Each of twenty mints under way gets a 401 to it, and each a session after one new token:
+    that is no sign of an upstream that is unwell."""
+
+    async def story(s: Shop) -> None:
+        await s.mint()
+        await s.told.clock.advance(1)
+        s.upstream.answer = lambda request: (
+            httpx2.Response(401) if request.headers["authorization"] == "Bearer at-1" else None
+        )
+        await together(s, 20)
+        answers = await asyncio.gather(*(s.mint() for _ in range(20)))
+        assert {answer.status_code for answer in answers} == {202}
+        assert s.upstream.tokens == 2
+        assert calls_counted(s, "session", "refused") == 20
+
+    run(story)
+
+
+def test_a_credential_that_is_always_refused_opens_the_circuit() -> None:
+    """After five requests it is "refused" without a call: wrong keys get accounts locked."""
+
+    async def story(s: Shop) -> None:
+        await s.minted()
+        s.told.clock.pass_(1)
+        s.upstream.answer = lambda _: httpx2.Response(401)
+        for _ in range(9):
+            answer = await s.mint()
+            assert (answer.status_code, problem(answer)) == (502, "upstream-refused")
+        assert s.told.audit[-1]["cause"] == "circuit open"
+        assert "retry-after" in answer.headers
+        assert (s.upstream.tokens, len(s.upstream.calls)) == (2, 6)
+
+    run(story)
+
+
+def test_a_token_that_does_not_come_in_time_is_no_unknown_mint() -> None:
+    """Nothing was sent to the upstream; waiting for the token ends with the request's time."""
+
+    async def story(s: Shop) -> None:
+        async def hangs() -> None:
+            await asyncio.sleep(5)
+
+        s.told.app._ground.transport.before = hangs  # type: ignore[attr-defined]
+        answer = await s.mint()
+        assert (answer.status_code, problem(answer)) == (504, "upstream-timeout")
+        assert (s.upstream.requests, unknown(s)) == ([], 0)
+        built = s.told.app._assembly
+        profile, tokens = built.snapshot.profiles["p"], built.tokens["checkout"]
+        upstream = built._upstream(profile, tokens, 0.2)
+        async with asyncio.timeout(2):
+            with pytest.raises(UpstreamTimeout, match="no token"):
+                await upstream.reread(SID, "reread")
+
+    run(story, json.dumps({**tree(), "server": {"request_budget": "200ms"}}))
+
+
+def keys(*refs: dict[str, str]) -> str:
+    return config("checkout/flow", **{"secret_key": [*refs], "credential": None, **FLOW})
+
+
+NEW, OLD, NEXT = "sk_sbox_new", "sk_sbox_old", "sk_sbox_next"
+TWO = keys({"env": "NEW"}, {"env": "OLD"})
+TWO_ENV = {"NEW": NEW, "OLD": OLD}
+
+
+def shown(s: Shop) -> list[str]:
+    return [one.headers["authorization"].removeprefix("Bearer ") for one in s.upstream.requests]
+
+
+def takes(s: Shop, *good: str, refusal: int = 401) -> None:
+    s.upstream.answer = lambda one: (
+        httpx2.Response(201, json={"id": "ps_1"})
+        if one.headers["authorization"].removeprefix("Bearer ") in good
+        else httpx2.Response(refusal)
+    )
+
+
+@pytest.mark.parametrize("refusal", [401, 403])
+def test_a_key_that_is_refused_gives_way_to_the_other(refusal: int) -> None:
+    """Within the same mint, which nobody sees; later mints begin with the one that works; when
+    that is withdrawn, the new one is at hand."""
+
+    async def story(s: Shop) -> None:
+        takes(s, OLD, refusal=refusal)
+        for _ in range(3):
+            assert (await s.told.mint({}, "p", token=s.token())).status_code == 201
+        assert shown(s) == [NEW, OLD, OLD, OLD]
+        takes(s, NEW, refusal=refusal)
+        assert (await s.told.mint({}, "p", token=s.token())).status_code == 201
+        assert (await s.told.mint({}, "p", token=s.token())).status_code == 201
+        assert shown(s)[4:] == [OLD, NEW, NEW]
+        assert unknown(s) == 0
+
+    run(story, TWO, env=TWO_ENV)
+
+
+def test_a_key_that_was_just_replaced_is_read_at_once(tmp_path: Path) -> None:
+    """Where all that is known is refused, the file is looked at again, once; calls that were
+    refused at the same time take what one of them found."""
+    (tmp_path / "key").write_text(OLD)
+
+    async def story(s: Shop) -> None:
+        app, looks = s.told.app, 0
+
+        async def look() -> bool:
+            nonlocal looks
+            looks += 1
+            found = app._keyring.read(secret_refs(app.snapshot))
+            return bool(looks % 3 and app._keyring.adopt(found))
+
+        app._keyring.reread = look
+        takes(s, OLD)
+        await s.told.mint({}, "p", token=s.token())
+        takes(s, NEXT)
+        assert (await s.told.mint({}, "p", token=s.token())).status_code == 502
+        assert (looks, shown(s)) == (1, [OLD, OLD])
+        (tmp_path / "key").write_text(NEXT)
+        await together(s, 2)
+        both = [s.told.mint({}, "p", token=s.token()) for _ in range(2)]
+        assert [one.status_code for one in await asyncio.gather(*both)] == [201, 201]
+        assert (looks, sorted(shown(s))) == (3, [*[NEXT] * 2, *[OLD] * 4])
+
+    run(story, keys({"file": "key"}), base=tmp_path)
+
+
+def test_keys_that_are_all_refused_are_one_failure() -> None:
+    """Each version is shown once; five such mints open the circuit, as a refused credential."""
+
+    async def story(s: Shop) -> None:
+        takes(s)
+        for _ in range(7):
+            answer = await s.told.mint({}, "p", token=s.token())
+            assert (answer.status_code, problem(answer)) == (502, "upstream-refused")
+        assert sorted(shown(s)) == sorted([NEW, OLD] * 5)
+        assert s.told.audit[-1]["cause"] == "circuit open"
+
+    run(story, TWO, env=TWO_ENV)
+
+
+def test_a_403_that_every_key_gets_is_about_the_request() -> None:
+    """It speaks against no key, opens no circuit, and for a minute it costs one call."""
+
+    async def story(s: Shop) -> None:
+        takes(s, refusal=403)
+        for _ in range(7):
+            answer = await s.told.mint({}, "p", token=s.token())
+            assert (answer.status_code, problem(answer)) == (502, "upstream-refused")
+        assert shown(s) == [NEW, OLD, *[NEW] * 6]
+        s.told.clock.pass_(61)
+        await s.told.mint({}, "p", token=s.token())
+        assert len(shown(s)) == 10
+
+    run(story, TWO, env=TWO_ENV)
+
+
+def test_a_403_with_one_key_is_told_as_it_is() -> None:
+    """There is nothing else to show."""
+
+    async def story(s: Shop) -> None:
+        takes(s, refusal=403)
+        assert (await s.told.mint({}, "p", token=s.token())).status_code == 502
+        assert shown(s) == [NEW]
+
+    run(story, keys({"env": "NEW"}), env=TWO_ENV)
+
+
+def test_form_fields_of_one_version_go_together() -> None:
+    """The second secret with the second id: no pair is shown that nobody configured."""
+    pairs = {
+        "client_id": [{"env": "ID2"}, {"env": "ID"}],
+        "client_secret": [{"env": "KEY2"}, {"env": "KEY"}],
+    }
+    text = config("checkout/issuing", **{**ISSUING, **pairs})
+    env = {"ID": "i1", "ID2": "i2", "KEY": "k1", "KEY2": "k2"}
+
+    async def story(s: Shop) -> None:
+        def answer(request: httpx2.Request) -> httpx2.Response:
+            if dict(parse_qsl(request.content.decode()))["client_id"] == "i2":
+                return httpx2.Response(401)
+            return httpx2.Response(200, json={"access_token": "at_holder", "expires_in": 300})
+
+        s.upstream.answer = answer
+        asked = s.told.mint({}, "p", token=s.token(cardholder=HOLDER))
+        assert (await asked).status_code == 201
+        pairs_shown = [dict(parse_qsl(one.content.decode())) for one in s.upstream.requests]
+        told = [(one["client_id"], one["client_secret"]) for one in pairs_shown]
+        assert told == [("i2", "k2"), ("i1", "k1")]
+
+    run(story, text, env=env)

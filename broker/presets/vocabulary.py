@@ -53,9 +53,15 @@ SESSION_HOLES = frozenset(
 
 
 class Request(Strict):
-    """One call: `path` is put after the base URL; holes in it are percent-encoded."""
+    """One call: `path` is put after the base URL; holes in it are percent-encoded.
+
+    repeat: `safe`, where a call whose answer was lost may be made again, as by a GET or with an
+    idempotency key; `never`, where that could do twice what is asked for once. By default a GET is
+    safe. A call that was certainly not sent is made again in either case.
+    """
 
     method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
+    repeat: Literal["never", "safe"] | None = None
     path: Annotated[Text, AfterValidator(_path)]
     headers: dict[str, Text] = {}
     json_: Tree = Field(default=None, alias="json")
@@ -66,6 +72,11 @@ class Request(Strict):
         if self.json_ is not None and self.form is not None:
             raise ValueError("give json or form, not both")
         return self
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether it is safe to make this call twice."""
+        return (self.repeat or ("safe" if self.method == "GET" else "never")) == "safe"
 
 
 class Authorization(Strict):

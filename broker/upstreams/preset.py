@@ -1,50 +1,36 @@
 """A declared upstream: makes the calls that a preset's data file describes.
 
-A `SessionSource` without memory: one grant, one call (two where our access token turned out to be
-revoked). Nothing of an upstream's answer leaves but what the preset lets out.
+A `SessionSource` without memory: one grant, one call, with one time budget, however often the guard
+lets it be repeated. Nothing of an upstream's answer leaves but what the preset lets out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
-from broker.errors import BrokerError, HandleExpired, UpstreamNonsense, UpstreamTimeout, outcome_of
+from broker.errors import BrokerError, HandleExpired, UpstreamNonsense
+from broker.guard import Guard
 from broker.holes import ABSENT, value_at
-from broker.keyring import Keyring
 from broker.metrics import Metrics
-from broker.model import JSON, ComponentSession, Grant, Outcome, TokenSource, observed
-from broker.presets.vocabulary import VERBATIM, Request
+from broker.model import JSON, Acted, ComponentSession, Grant, Priority, TokenSource, observed
+from broker.presets.vocabulary import VERBATIM
+from broker.rollover import Rollover
 from broker.schedule import Clock, rfc3339
 from broker.snapshot import Profile
 from broker.upstreams.answers import first_at, session_of, shown, tree_of
 from broker.upstreams.refusals import Busy, Done, refusal_of
-from broker.upstreams.sending import Attempt, Sender
+from broker.upstreams.sending import Attempt, Call, Sender
 from broker.upstreams.transport import Answer, Transport
 
 _log = structlog.get_logger("upstream")
-V = TypeVar("V")
 _BUSY_WAITS = (0.2, 0.4, 0.8)
 """Seconds before another try where somebody else works on the session: other callers of the
 upstream, as our own calls about one session take turns."""
-
-
-@dataclass(frozen=True, slots=True)
-class Acted:
-    """What a follow-up call gave. output: for the caller; trusted: for one whom the profile trusts,
-    None where there is nothing more. final: the state in which the session is over, else "".
-    id: of the session, where the answer says it."""
-
-    status: int
-    id: str | None
-    output: JSON
-    trusted: JSON
-    final: str
 
 
 class Upstream:
@@ -54,15 +40,17 @@ class Upstream:
         self,
         profile: Profile,
         *,
-        keyring: Keyring,
+        rollover: Rollover | None,
         transport: Transport,
         tokens: TokenSource | None,
+        guard: Guard,
         clock: Clock,
         metrics: Metrics,
         timeout: float,
     ) -> None:
-        """tokens: of the profile's credential, where the preset sends an access token.
-        timeout: seconds one call may take."""
+        """rollover: the versions of the profile's secrets, where the preset sends one. tokens: of
+        its credential, where that sends an access token. guard: of the upstream account.
+        timeout: seconds that one call may take, its repetitions included."""
         file = profile.preset.file
         self._file = file
         self._name = profile.name
@@ -71,15 +59,22 @@ class Upstream:
         self._metrics = metrics
         self._sender = Sender(
             profile,
-            keyring=keyring,
+            rollover=rollover,
             transport=transport,
             tokens=tokens,
+            guard=guard,
             clock=clock,
-            timeout=timeout,
+            metrics=metrics,
         )
+        self._timeout = timeout
 
-    async def session(self, grant: Grant) -> ComponentSession:
-        """A new session. Raises UpstreamError."""
+    def _deadline(self, grant: Grant) -> float:
+        return min(grant.facts.deadline, self._clock.monotonic() + self._timeout)
+
+    async def session(
+        self, grant: Grant, *, priority: Priority = Priority.PERSON
+    ) -> ComponentSession:
+        """A new session. Raises UpstreamError, Overloaded."""
         values = _settings_values(grant.settings)
         values["uuid4"] = grant.facts.unique
         sent = self._clock.monotonic()
@@ -92,10 +87,13 @@ class Upstream:
             self._expect(answer, self._file.answer.statuses, None)
             return session_of(self._file, answer, sent, wall, lifetime)
 
-        attempt = Attempt()
+        attempt, deadline = Attempt(), self._deadline(grant)
+        request = self._file.request
         try:
-            return await self._call("session", self._file.request, values, parse, attempt)
-        except (UpstreamTimeout, UpstreamNonsense, asyncio.CancelledError):
+            return await self._sender.send(
+                Call("session", request, values, parse, deadline, attempt, priority)
+            )
+        except (BrokerError, asyncio.CancelledError):
             if attempt.sent:
                 self._metrics.mint_unknown(self._name)  # a session may have been made
             raise
@@ -119,7 +117,7 @@ class Upstream:
         """A follow-up call. session_token: makes it in place of our own credential.
 
         Raises ActionNotAllowed, HandleExpired or InvalidParameters where the upstream says so,
-        UpstreamError."""
+        UpstreamError, Overloaded."""
         values = _settings_values(grant.settings) | {
             "uuid4": grant.facts.unique,
             "session.id": session_id if session_id is not None else ABSENT,
@@ -127,17 +125,23 @@ class Upstream:
             **observed(grant.facts),
         }
         values |= {f"data.{key}": value for key, value in data.items()}
-        return await self._follow_up(f"action_{name}", name, values, session_token)
+        deadline = self._deadline(grant)
+        return await self._follow_up(f"action_{name}", name, values, deadline, session_token)
 
-    async def reread(self, session_id: str, operation: str) -> Acted:
+    async def reread(
+        self, session_id: str, operation: str, *, priority: Priority = Priority.PERSON
+    ) -> Acted:
         """What the upstream says of a session, asked for on our own account.
 
-        operation: the metrics' word for it. Raises UpstreamError, and HandleExpired for a session
-        that the upstream does not know."""
+        operation: the metrics' word for it. Raises UpstreamError, Overloaded, and HandleExpired for
+        a session that the upstream does not know."""
         callbacks = self._file.callbacks
         assert callbacks is not None  # noqa: S101  (nobody asks for another)
         values = _settings_values(self._fixed) | {"session.id": session_id}
-        acted = await self._follow_up(operation, callbacks.read, values)
+        deadline = self._clock.monotonic() + self._timeout
+        acted = await self._follow_up(
+            operation, callbacks.read, values, deadline, priority=priority
+        )
         if acted.id not in (None, session_id):
             raise UpstreamNonsense("The upstream's answer is about another session.")
         return acted
@@ -147,7 +151,9 @@ class Upstream:
         operation: str,
         name: str,
         values: Mapping[str, Any],
+        deadline: float,
         session_token: str | None = None,
+        priority: Priority = Priority.PERSON,
     ) -> Acted:
         """An action's call, again after a moment where somebody else works on the session."""
 
@@ -156,15 +162,16 @@ class Upstream:
                 raise HandleExpired("The session token is not good any more.", cause="status 401")
             return self._acted(name, answer)
 
-        request = self._file.actions[name].request
+        request, attempt = self._file.actions[name].request, Attempt()
+        call = Call(operation, request, values, parse, deadline, attempt, priority, session_token)
         for wait in _BUSY_WAITS:
             try:
-                return await self._call(
-                    operation, request, values, parse, session_token=session_token
-                )
+                return await self._sender.send(call)
             except Busy:
+                if self._clock.monotonic() + wait >= deadline:
+                    raise
                 await self._clock.sleep(wait)
-        return await self._call(operation, request, values, parse, session_token=session_token)
+        return await self._sender.send(call)
 
     def _acted(self, name: str, answer: Answer) -> Acted:
         """What the caller may see of an answer. Raises what its refusal means."""
@@ -210,39 +217,14 @@ class Upstream:
             self._expect(answer, [200, 202, 204, 404, 410], [])
             return True
 
+        # with time of its own: what is ended here was made by a call that may have used all of its
+        deadline = self._clock.monotonic() + self._timeout
+        call = Call("revoke", self._file.revoke, values, parse, deadline, Attempt())
         try:
-            return await self._call("revoke", self._file.revoke, values, parse)
+            return await self._sender.send(call)
         except BrokerError as exc:
             _log.warning("not_revoked", profile=self._name, problem=exc.slug, cause=exc.cause)
             return False
-
-    async def _call(
-        self,
-        operation: str,
-        request: Request,
-        values: Mapping[str, Any],
-        parse: Callable[[Answer], V],
-        attempt: Attempt | None = None,
-        session_token: str | None = None,
-    ) -> V:
-        """One call, counted by how it ended, what its answer meant included."""
-        attempt = attempt or Attempt()
-        began = self._clock.monotonic()
-        outcome = Outcome.INTERNAL
-        try:
-            parsed = parse(await self._sender.send(request, values, attempt, session_token))
-            outcome = Outcome.OK
-            return parsed
-        except BrokerError as exc:
-            outcome = outcome_of(exc)
-            raise
-        except asyncio.CancelledError:  # the request's own time was spent first
-            outcome = Outcome.TIMEOUT
-            raise
-        finally:
-            self._metrics.upstream_answered(
-                self._name, operation, outcome, self._clock.monotonic() - began
-            )
 
     def _expect(self, answer: Answer, good: list[int], conflict: list[int] | None) -> None:
         if answer.status not in good:

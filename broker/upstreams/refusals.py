@@ -1,4 +1,5 @@
-"""What it means when an upstream says no: one of our errors, with what the log may know of it.
+"""What it means when an upstream says no: one of our errors, with what the log may know of it, and
+whether to ask again.
 
 Pure. No text of an upstream is passed on, and of a refusal the log is told only what has the form
 of a code or an id: an upstream that repeats what it was sent must not get it into our log.
@@ -7,34 +8,40 @@ of a code or an id: an upstream that repeats what it was sent must not get it in
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 
+from broker.breaker import CredentialRefused, NotForThis
 from broker.errors import (
     ActionNotAllowed,
     BrokerError,
     HandleExpired,
     InvalidParameters,
+    Throttled,
     UpstreamNonsense,
     UpstreamRefused,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from broker.holes import ABSENT, value_at
-from broker.model import JSON
-from broker.presets.vocabulary import PresetFile, Refusal
+from broker.model import JSON, Priority
+from broker.presets.vocabulary import PresetFile, Refusal, Request
 from broker.schedule import parse_retry_after
 from broker.strict import Unreadable, read_json
 from broker.upstreams.answers import first_at
-from broker.upstreams.transport import Answer
+from broker.upstreams.transport import Answer, BrokenOff, NotSent
 
 _CODE = re.compile(r"[a-z][a-z0-9_]{1,63}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,63}")
 _CARD = re.compile(r"(?:\d[-_]?){13}")
 """Digits in a row, be they in groups, that may be a card's number; few ids have so many."""
 _MOST_CODES = 5
+_PASSING = (408, 425, 429)
+"""Statuses under 500 that pass by themselves."""
 _OF_SESSIONS = {"action-not-allowed", "busy", "done", "handle-expired"}
 
 
-class Busy(UpstreamUnavailable):
+class Busy(NotForThis):
     """The session is being worked on by another call: worth another try in a moment."""
 
 
@@ -56,17 +63,42 @@ def refusal_of(
         if conflict is None and rule.means in _OF_SESSIONS:
             continue
         if _fits(rule, answer.status, tree):
-            return _meaning(rule.means, cause, _wait(answer, now))
+            return _meaning(rule.means, cause, answer.status, _wait(answer, now))
     if answer.status in (conflict or ()):
-        return _meaning("action-not-allowed", cause, None)
-    if answer.status in (408, 425, 429) or answer.status >= 500:
-        return _meaning("upstream-unavailable", cause, _wait(answer, now))
+        return _meaning("action-not-allowed", cause, answer.status, None)
+    if answer.status in _PASSING or answer.status >= 500:
+        return _meaning("upstream-unavailable", cause, answer.status, _wait(answer, now))
+    if answer.status == 401:
+        return CredentialRefused("The upstream refused the request.", cause=cause)
     if 400 <= answer.status < 500:
         return UpstreamRefused("The upstream refused the request.", cause=cause)
     return UpstreamNonsense("The upstream's answer is not one that is known.", cause=cause)
 
 
-def _meaning(means: str, cause: str, wait: float | None) -> BrokerError:
+def repeats(request: Request, priority: Priority) -> Callable[[BrokerError], bool]:
+    """After which errors a call may be made again within its deadline. Whom nobody waits for has
+    another time of their own, and leaves the upstream's budget to those who wait."""
+    if priority is not Priority.PERSON:
+        return _never
+    return _if_safe if request.may_repeat else _if_not_sent
+
+
+def _never(_: BrokerError) -> bool:
+    return False
+
+
+def _if_not_sent(error: BrokerError) -> bool:
+    return isinstance(error, NotSent)
+
+
+def _if_safe(error: BrokerError) -> bool:
+    """Whatever passes by itself. A whole answer that is nonsense would be the same again."""
+    return isinstance(error, UpstreamUnavailable | UpstreamTimeout | BrokenOff) and not isinstance(
+        error, Throttled | NotForThis
+    )
+
+
+def _meaning(means: str, cause: str, status: int, wait: float | None) -> BrokerError:
     match means:
         case "action-not-allowed":
             return ActionNotAllowed("The session is not in a state for this.", cause=cause)
@@ -78,7 +110,14 @@ def _meaning(means: str, cause: str, wait: float | None) -> BrokerError:
             return Done(cause=cause)
         case "busy":
             return Busy("The session is being worked on.", cause=cause, retry_after=wait)
-    return UpstreamUnavailable("The upstream cannot answer now.", cause=cause, retry_after=wait)
+    kind: type[UpstreamUnavailable] = (
+        NotForThis  # a preset's word for another status: what is down is not the upstream
+    )
+    if status == 429:
+        kind = Throttled
+    elif status in _PASSING or status >= 500:
+        kind = UpstreamUnavailable
+    return kind("The upstream cannot answer now.", cause=cause, retry_after=wait)
 
 
 def _wait(answer: Answer, now: datetime) -> float | None:

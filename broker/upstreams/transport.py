@@ -39,6 +39,14 @@ class Answer:
     body: bytes
 
 
+class NotSent(UpstreamUnavailable):
+    """There was no connection to send it on: certainly nothing has happened."""
+
+
+class BrokenOff(UpstreamNonsense):
+    """An answer began and is not whole, or not HTTP: the call has happened, or may have."""
+
+
 class Transport(Protocol):
     async def send(
         self,
@@ -52,9 +60,9 @@ class Transport(Protocol):
     ) -> Answer:
         """One request, one whole answer, within `timeout` seconds and `limit` bytes of body.
 
-        url is sent as it is (already percent-encoded). Raises UpstreamUnavailable when it was
-        certainly not sent, UpstreamTimeout when it may have happened, UpstreamNonsense when
-        the answer is not HTTP or over the limit.
+        url is sent as it is (already percent-encoded). Raises NotSent when it was certainly not
+        sent, UpstreamUnavailable when it never can be, UpstreamTimeout when it may have happened,
+        BrokenOff when the answer is not whole or not HTTP, UpstreamNonsense when it is too large.
         """
         ...
 
@@ -167,9 +175,9 @@ def _translated(exc: Exception) -> BrokerError:
     """What aiohttp raised, by what is known of the request: not sent, or perhaps."""
     cause = type(exc).__name__
     if isinstance(exc, _NOT_SENT):
-        return UpstreamUnavailable("The upstream cannot be reached.", cause=cause)
+        return NotSent("The upstream cannot be reached.", cause=cause)
     if isinstance(exc, _NOT_HTTP):
-        return UpstreamNonsense("The upstream's answer broke off or is not HTTP.", cause=cause)
+        return BrokenOff("The upstream's answer broke off or is not HTTP.", cause=cause)
     if isinstance(exc, _NOT_SENDABLE):
         return UpstreamUnavailable("The request cannot be sent.", cause=cause)
     return UpstreamTimeout("The upstream did not answer; the call may have happened.", cause=cause)
