@@ -24,9 +24,9 @@ from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
 from broker.errors import Fault
-from broker.faults import UNTOLD, faults_of
+from broker.faults import UNTOLD, faults_of, pointer
 from broker.holes import Template
-from broker.kinds import Duration, Holes, SecretRef, Strict
+from broker.kinds import Duration, Holes, OneOrMany, SecretRef, Strict
 from broker.model import JSON
 from broker.urls import Url, plain_http
 
@@ -135,6 +135,10 @@ class OfProfile(Declared):
 ProfileParameter = Annotated[OfProfile, AfterValidator(_of_a_request)]
 
 
+_SECRETS = Annotated[list[SecretRef], OneOrMany(), Field(min_length=1)]
+"""A rollover names both its keys, newest first."""
+
+
 def _scalar(declared: Declared) -> Any:
     if declared.enum:
         return Literal[tuple(declared.enum)]
@@ -170,7 +174,7 @@ def _annotation(declared: Declared, holes: bool) -> Any:
         case "object":
             kind = _object(declared, holes)
         case "secret":
-            return SecretRef
+            return _SECRETS
         case "url":
             address = Annotated[Url, Holes()] if holes else Url
             return Annotated[address, AfterValidator(_encrypted)]
@@ -263,8 +267,19 @@ class Checked:
         try:
             found = (self._telling if tells else self._adapter).validate_python(tree)
         except ValidationError as exc:
-            return {}, faults_of(exc, at, self.declared if self._stranger else None)
+            faults = faults_of(exc, at, self.declared if self._stranger else None)
+            return {}, [self._as_written(fault, tree, at) for fault in faults]
         return ({**self._defaults, **found} if self._defaults else found), []
+
+    def _as_written(self, fault: Fault, tree: JSON, at: str) -> Fault:
+        """A secret written as the only item of its list has no items, as its author knows it."""
+        for name, one in self.declared.items():
+            item = at + pointer(name, 0)
+            within = one.type == "secret" and f"{fault.pointer}/".startswith(f"{item}/")
+            if within and not isinstance(tree[name], list):
+                rest = fault.pointer.removeprefix(item)
+                return Fault(at + pointer(name) + rest, fault.reason)
+        return fault
 
     def json_schema(self, prefix: str = "") -> dict[str, Any]:
         """prefix: makes the names of definitions unlike those of another schema."""

@@ -1,13 +1,17 @@
-"""Secrets from files and the environment: read once at load, handed out as `Secret`s.
+"""Secrets from files and the environment, read when a configuration loads and again while it runs.
 
 The only room that reads a secret. A secret that cannot be read is a fault of the configuration,
-found before anything listens. Values are stripped of the newline that editors leave at the end.
+found before anything listens, or a reason to stay with what was read before. Values are stripped of
+the newline that editors leave at the end. Must never hang on what is no file, nor lose a value that
+was replaced in place before the upstream knows the new one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from broker.errors import ConfigError, Fault
@@ -16,10 +20,24 @@ from broker.model import Secret
 
 _MOST = 1 << 20
 """Bytes: a key set may be long, a whole disk is a mistake."""
+_VERSIONS = 2
+"""Of one reference: what it says now, and what it said before. An operator who replaces a value
+twice before the first is in use has no use for the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What all references said at one time; nothing is changed by it until it is adopted."""
+
+    values: Mapping[SecretRef, Secret]
+
+
+async def _nothing() -> bool:
+    return False
 
 
 class Keyring:
-    """Every secret that a configuration refers to, by reference."""
+    """Every secret that a configuration refers to, by reference; lives as long as the process."""
 
     def __init__(
         self, refs: Iterable[tuple[str, SecretRef]], base: Path, env: Mapping[str, str] = os.environ
@@ -28,19 +46,62 @@ class Keyring:
         up from `base`. Raises ConfigError with every secret that cannot be read."""
         self._base = base
         self._env = env
-        self._held: dict[SecretRef, Secret] = {}
+        self._held: Mapping[SecretRef, tuple[Secret, ...]] = {}
+        self.generation = 0
+        """Grows when the value behind a reference changed."""
+        self.reread: Callable[[], Awaitable[bool]] = _nothing
+        """Looks at once whether anything changed, and says so. The app's to set, and to bound."""
+        _ = self.adopt(self.read(refs))
+
+    def get(self, ref: SecretRef) -> Secret:
+        """The newest value behind a reference that the configuration has."""
+        return self._held[ref][0]
+
+    def versions(self, ref: SecretRef) -> tuple[Secret, ...]:
+        """Newest first; the last is what the reference said before its value was replaced in
+        place, which is all that the upstream may know yet."""
+        return self._held[ref]
+
+    def read(self, refs: Iterable[tuple[str, SecretRef]]) -> Reading:
+        """What all of them say now. Changes nothing, so that it may run in a thread of its own.
+        Raises ConfigError with every secret that cannot be read."""
+        values: dict[SecretRef, Secret] = {}
         faults: list[Fault] = []
         for at, ref in refs:
             try:
-                self._held[ref] = self._read(ref)
+                values[ref] = self._read(ref)
             except ValueError as exc:
                 faults.append(Fault(at, f"{ref.source}: {exc}"))
         if faults:
             raise ConfigError(faults)
+        return Reading(values)
 
-    def get(self, ref: SecretRef) -> Secret:
-        """The secret behind a reference that the configuration has."""
-        return self._held[ref]
+    def adopt(self, reading: Reading) -> list[SecretRef]:
+        """From now on these are the secrets; those whose value changed. What the reading does not
+        have is forgotten."""
+        changed = []
+        held: dict[SecretRef, tuple[Secret, ...]] = {}
+        for ref, value in reading.values.items():
+            before = self._held.get(ref, ())
+            if before and before[0] == value:
+                held[ref] = before
+                continue
+            held[ref] = (value, *before)[:_VERSIONS]
+            if before:
+                changed.append(ref)
+        self._held = held
+        self.generation += bool(changed)
+        return changed
+
+    @property
+    def held(self) -> Mapping[SecretRef, tuple[Secret, ...]]:
+        """What is in force, for `restore`."""
+        return self._held
+
+    def restore(self, held: Mapping[SecretRef, tuple[Secret, ...]]) -> None:
+        """Takes back what was adopted since, earlier values included."""
+        self._held = held
+        self.generation += 1
 
     def _read(self, ref: SecretRef) -> Secret:
         if ref.env is not None:
@@ -68,14 +129,26 @@ def _is_unicode(text: str) -> bool:
 
 
 def _text_of(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST + 1)
-    except OSError as exc:
-        raise ValueError(f"cannot be read ({exc.strerror})") from None
+    raw = _bytes_of(path)
     if len(raw) > _MOST:
         raise ValueError("is longer than a secret can be")
     try:
         return raw.decode()
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text; encode binary keys with base64") from None
+
+
+def _bytes_of(path: Path) -> bytes:
+    """The file, or a byte more of it than may be. Without O_NONBLOCK, opening a FIFO would wait for
+    a writer for ever; what is opened is looked at, as a look at the path could be of another."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError("is no regular file")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(_MOST + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        raise ValueError(f"cannot be read ({exc.strerror})") from None

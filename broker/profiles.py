@@ -53,17 +53,13 @@ def make_profile(
     name: str, at: str, entry: ProfileEntry, preset: Preset, found: dict[str, JSON], fault: FaultAt
 ) -> Profile:
     """The profile; what is wrong with it is told to `fault`."""
-    instants: dict[str, timedelta] = {}
-    for setting, value in found.items():
-        for hole in holes_in(value):
-            _check_hole(hole, setting, at + pointer(setting), entry, preset, fault)
-            if hole == "now" or hole.startswith("now+"):
-                _instant(hole, at + pointer(setting), instants, fault)
+    instants = _instants(at, entry, preset, found, fault)
     _check_choices(at, entry, preset, found, fault)
     keeps = entry.rotation is not None or _follow_ups_need_parameters(preset, found)
     _check_opt_in(at, preset, found, keeps, fault)
     _check_readings(at, preset, found, fault)
-    secrets = {k: v for k, v in found.items() if isinstance(v, SecretRef)}
+    declared = preset.file.settings
+    secrets = {k: tuple(v) for k, v in found.items() if declared[k].type == "secret"}
     base_url = (entry.base_url or preset.file.base_url or "").rstrip("/")
     open_settings = _open_settings(preset, entry, found)
     not_fixed = {*secrets, *(one.name for one in open_settings)}
@@ -88,14 +84,32 @@ def make_profile(
         min_remaining=entry.min_remaining.total_seconds() if entry.min_remaining else None,
         rate_limit=entry.rate_limit,
         action_limit=entry.action_limit or _ACTIONS,
+        upstream_limit=entry.upstream_limit,
     )
 
 
+def _instants(
+    at: str, entry: ProfileEntry, preset: Preset, found: Mapping[str, JSON], fault: FaultAt
+) -> dict[str, timedelta]:
+    """What `${now+…}` holes add, by hole; and every hole checked."""
+    instants: dict[str, timedelta] = {}
+    for setting, value in found.items():
+        for hole in holes_in(value):
+            _check_hole(hole, setting, at + pointer(setting), entry, preset, fault)
+            if hole == "now" or hole.startswith("now+"):
+                _instant(hole, at + pointer(setting), instants, fault)
+    return instants
+
+
 def _account(
-    preset: Preset, base_url: str, credential: str | None, secrets: Mapping[str, SecretRef]
+    preset: Preset,
+    base_url: str,
+    credential: str | None,
+    secrets: Mapping[str, tuple[SecretRef, ...]],
 ) -> str:
+    """Named by the oldest of several keys, so that a rollover that begins changes no account."""
     held = preset.file.authorization.secrets
-    sources = [secrets[name].source for name in held if name in secrets]
+    sources = [secrets[name][-1].source for name in held if name in secrets]
     return " ".join([preset.name, base_url, credential or "", *sources])
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from limits import RateLimitItem
 
 from broker.declared import Checked
 from broker.faults import pointer
-from broker.file import CallerEntry, CredentialEntry, Rotation, Server
+from broker.file import CallerEntry, CredentialEntry, Rotation, Server, StateEntry
 from broker.kinds import SecretRef
 from broker.model import JSON
 from broker.presets import Preset
@@ -44,6 +45,7 @@ class Profile:
     account: one for all profiles that call the same address of the same preset with the same
     credential: whose sessions the upstream names are.
     fixed: settings without holes. open_settings: those with.
+    secrets: by setting, newest first.
     instants: what `${now+…}` holes add, by hole. min_remaining: seconds; None is a share of life.
     keeps_parameters: does a handle need them, for a successor or a follow-up call?
     """
@@ -55,7 +57,7 @@ class Profile:
     fixed: Mapping[str, JSON]
     open_settings: tuple[OpenSetting, ...]
     instants: Mapping[str, timedelta]
-    secrets: Mapping[str, SecretRef]
+    secrets: Mapping[str, tuple[SecretRef, ...]]
     credential: str | None
     callers: frozenset[str]
     trusted: frozenset[str]
@@ -68,6 +70,7 @@ class Profile:
     min_remaining: float | None
     rate_limit: RateLimitItem | None
     action_limit: RateLimitItem
+    upstream_limit: RateLimitItem | None
 
     def key_of(self, session_id: str) -> str:
         """A name for an upstream's session that no session of another account has."""
@@ -88,22 +91,29 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """One loaded configuration. A request keeps the one it began with."""
+    """One loaded configuration. A request keeps the one it began with.
+
+    files: what it was read from besides its own file and its secrets."""
 
     digest: str
     server: Server
     outbound_ca: str | None
     max_connections: int
     idle_seconds: float
+    calls_at_once: int
+    state: StateEntry | None
     keys: tuple[SecretRef, ...]
     callers: Mapping[str, CallerEntry]
     anonymous: bool
     credentials: Mapping[str, CredentialEntry]
     profiles: Mapping[str, Profile]
+    files: tuple[Path, ...]
 
 
 def secret_refs(snapshot: Snapshot) -> Iterator[tuple[str, SecretRef]]:
     """Every secret that the configuration refers to, with where it does."""
+    if snapshot.state is not None:
+        yield "/state/url", snapshot.state.url
     for index, ref in enumerate(snapshot.keys):
         yield pointer("keys", index), ref
     for section, entries in (("callers", snapshot.callers), ("credentials", snapshot.credentials)):
@@ -114,5 +124,6 @@ def secret_refs(snapshot: Snapshot) -> Iterator[tuple[str, SecretRef]]:
                     if isinstance(ref, SecretRef):
                         yield pointer(section, name, key), ref
     for name, profile in snapshot.profiles.items():
-        for key, ref in profile.secrets.items():
-            yield pointer("profiles", name, key), ref
+        for key, refs in profile.secrets.items():
+            for ref in refs:
+                yield pointer("profiles", name, key), ref

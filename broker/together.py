@@ -47,8 +47,10 @@ class Together:
         self._server(top.server)
         for name, credential in self._credentials.items():
             self._exposure(pointer("credentials", name, "expose_to"), credential)
+        self._state(top)
         for profile in self._profiles.values():
             at = pointer("profiles", profile.name)
+            self._budget(at, profile)
             self._base_url(at, profile, top)
             self._authorization(at, profile)
             self._trusted(at, profile)
@@ -59,6 +61,20 @@ class Together:
                     "a profile gives out handles, which are sealed: name a key file with 32 bytes "
                     "or more (head -c 32 /dev/urandom | base64 > seal.key)",
                 )
+
+    def _state(self, top: ConfigFile) -> None:
+        if top.state is not None and not top.keys and not self._faulty("/keys"):
+            self._fault("/keys", "what is kept in the store is sealed: name a key file")
+
+    def _budget(self, at: str, profile: Profile) -> None:
+        """One account has one budget, whichever of its profiles calls."""
+        others = (one for one in self._profiles.values() if one.account == profile.account)
+        first = next(others)
+        if first.upstream_limit != profile.upstream_limit:
+            self._fault(
+                f"{at}/upstream_limit",
+                f"calls the same account as {first.name!r}, whose limit is another",
+            )
 
     def _base_url(self, at: str, profile: Profile, top: ConfigFile) -> None:
         if not profile.base_url:

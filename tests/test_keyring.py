@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,7 @@ def test_every_fault_at_once(tmp_path: Path) -> None:
     locked = [Fault("/keys/3", "file:locked: cannot be read (Permission denied)")]
     assert list(caught.value.faults) == [
         Fault("/keys/1", "file:gone: cannot be read (No such file or directory)"),
-        Fault("/keys/2", "file:dir: cannot be read (Is a directory)"),
+        Fault("/keys/2", "file:dir: is no regular file"),
         *(locked if os.geteuid() else []),  # root reads it
         Fault("/keys/4", "file:empty: is empty"),
         Fault("/keys/5", "file:newline: is empty"),
@@ -98,10 +100,122 @@ def test_relative_paths_are_the_configurations(tmp_path: Path) -> None:
     assert ring.get(relative) == ring.get(absolute) == Secret("beside")
 
 
-def test_it_is_read_once(tmp_path: Path) -> None:
-    """A secret does not change under a running configuration."""
-    (tmp_path / "a").write_text("first")
-    ring = Keyring([("/0", _file("a"))], tmp_path, {})
-    (tmp_path / "a").write_text("second")
-    assert ring.get(_file("a")) == Secret("first")
-    assert "first" not in repr(vars(ring))
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket", "directory"])
+def test_what_is_no_file_hangs_nobody(tmp_path: Path, kind: str) -> None:
+    """A FIFO without a writer, a device that never ends and a socket are told at once, and nothing
+    stays open."""
+    path = tmp_path / "x"
+    before = os.listdir("/proc/self/fd")
+    with socket.socket(socket.AF_UNIX) as unix:
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "socket":
+            unix.bind(str(path))
+        elif kind == "directory":
+            path.mkdir()
+        else:
+            path = Path("/dev/zero")
+        with pytest.raises(ConfigError) as caught:
+            Keyring([("/keys/0", _file(str(path)))], tmp_path, {})
+    reason = "cannot be read (No such device or address)" if kind == "socket" else ""
+    told = f"file:{path}: {reason or 'is no regular file'}"
+    assert caught.value.faults == (Fault("/keys/0", told),)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+class Ring:
+    """A keyring over two files, `a` and `b`, and a variable."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.env = {"V": "v1"}
+        self.refs = {"a": _file("a"), "b": _file("b"), "v": SecretRef(env="V")}
+        for name in ("a", "b"):
+            self.write(name, f"{name}1")
+        self.ring = Keyring(self.pairs(), base, self.env)
+
+    def pairs(self, names: str = "abv") -> list[tuple[str, SecretRef]]:
+        return [(f"/{name}", self.refs[name]) for name in names]
+
+    def write(self, name: str, text: str) -> None:
+        (self.base / name).write_text(text)
+
+    def renew(self, names: str = "abv") -> list[SecretRef]:
+        return self.ring.adopt(self.ring.read(self.pairs(names)))
+
+    def versions(self, name: str) -> list[str]:
+        return [one.reveal() for one in self.ring.versions(self.refs[name])]
+
+
+def test_a_replaced_value_is_new_when_it_is_adopted(tmp_path: Path) -> None:
+    """Reading changes nothing; adopting gives what changed, makes it the newest, keeps the one
+    value before it, and lets the generation grow; where nothing changed, nothing does."""
+    one = Ring(tmp_path)
+    before = one.ring.generation
+    assert (one.renew(), one.ring.generation) == ([], before)
+    one.write("a", "a2\n")
+    one.env["V"] = "v2"
+    reading = one.ring.read(one.pairs())
+    assert (one.versions("a"), one.ring.generation) == (["a1"], before)
+    assert one.ring.adopt(reading) == [one.refs["a"], one.refs["v"]]
+    assert one.ring.generation == before + 1
+    assert (one.versions("a"), one.versions("b"), one.versions("v")) == (
+        ["a2", "a1"], ["b1"], ["v2", "v1"],
+    )  # fmt: skip
+    assert one.ring.get(one.refs["a"]) == Secret("a2")
+    assert (one.renew(), one.versions("a")) == ([], ["a2", "a1"])
+    one.write("a", "a3")
+    assert (one.renew(), one.versions("a")) == ([one.refs["a"]], ["a3", "a2"])
+    one.write("a", "a2")
+    assert (one.renew(), one.versions("a")) == ([one.refs["a"]], ["a2", "a3"])
+    assert "a2" not in repr(vars(one.ring)) + repr(reading)
+
+
+def test_an_unreadable_secret_changes_nothing(tmp_path: Path) -> None:
+    """Every fault is told, and what was read before stays, whole."""
+    one = Ring(tmp_path)
+    one.write("a", "")
+    (tmp_path / "b").unlink()
+    one.env["V"] = "v2"
+    with pytest.raises(ConfigError) as caught:
+        one.renew()
+    assert [fault.pointer for fault in caught.value.faults] == ["/a", "/b"]
+    assert (one.versions("a"), one.versions("v"), one.ring.generation) == (["a1"], ["v1"], 0)
+
+
+def test_what_is_not_referred_to_is_forgotten(tmp_path: Path) -> None:
+    """A reference that a new configuration does not have is gone, and new when it comes back."""
+    one = Ring(tmp_path)
+    one.write("a", "a2")
+    one.renew()
+    assert one.renew("bv") == []
+    with pytest.raises(KeyError):
+        one.ring.get(one.refs["a"])
+    assert (one.renew(), one.versions("a")) == ([], ["a2"])
+
+
+def test_what_was_adopted_can_be_taken_back(tmp_path: Path) -> None:
+    """`restore` puts back what was in force, with its earlier values, and whoever remembers a
+    generation looks again."""
+    one = Ring(tmp_path)
+    one.write("a", "a2")
+    one.renew()
+    held = one.ring.held
+    one.write("a", "a3")
+    one.renew("a")
+    seen = one.ring.generation
+    one.ring.restore(held)
+    assert (one.versions("a"), one.versions("b")) == (["a2", "a1"], ["b1"])
+    assert one.ring.generation > seen
+
+
+def test_by_itself_it_rereads_nothing(tmp_path: Path) -> None:
+    """Without an app that watches the files, `reread` says that nothing changed."""
+    one = Ring(tmp_path)
+    one.write("a", "a2")
+    assert asyncio.run(_awaited(one.ring)) is False
+    assert one.versions("a") == ["a1"]
+
+
+async def _awaited(ring: Keyring) -> bool:
+    return await ring.reread()

@@ -35,6 +35,7 @@ from broker.errors import (
     BrokerError,
     ConfigError,
     Fault,
+    Overloaded,
     Unauthenticated,
     UpstreamError,
     UpstreamNonsense,
@@ -44,11 +45,14 @@ from broker.errors import (
 )
 from broker.file import CallerEntry, CredentialEntry, IntrospectionCaller, JwtCaller
 from broker.flights import Tasks
+from broker.guard import Guard
 from broker.keyring import Keyring
+from broker.limits import RateLimits
 from broker.metrics import Metrics
-from broker.model import AccessToken
+from broker.model import AccessToken, Priority
 from broker.schedule import Clock, SystemClock
-from broker.upstreams.oauth import ASSERTION_LIFE, BODY_LIMIT, OAuth
+from broker.upstreams.oauth import BODY_LIMIT, OAuth
+from broker.upstreams.proofs import ASSERTION_LIFE
 from broker.upstreams.transport import AiohttpTransport, Transport
 from tests.support import AppTransport, VirtualClock
 
@@ -59,8 +63,36 @@ GRANTED = {"access_token": "tok", "token_type": "Bearer", "expires_in": 3600, "s
 Handler = Callable[[httpx2.Request], httpx2.Response]
 
 
+class Through:
+    """In a guard's place: one attempt, in all of the time; remembers what it was asked for."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.asked: list[tuple[float, Priority, str]] = []
+        self.again: Callable[[BrokerError], bool] = lambda _: False
+
+    async def call(
+        self,
+        work: Callable[[float], Any],
+        *,
+        deadline: float,
+        priority: Priority,
+        operation: str,
+        again: Callable[[BrokerError], bool],
+    ) -> Any:
+        seconds = deadline - self._clock.monotonic()
+        self.asked.append((seconds, priority, operation))
+        self.again = again
+        return await work(seconds)
+
+
+def plain_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Client:
-    """An `OAuth` with what it stands on; settings are those of the configuration file."""
+    """An `OAuth` with what it stands on; settings are those of the configuration file. Variables
+    are in `env`, and replaced there by `replace`."""
 
     def __init__(
         self,
@@ -69,31 +101,43 @@ class Client:
         id: str = "ack_me",
         secrets: tuple[str, ...] = ("s3cret",),
         key: str | None = None,
-        digest_key: bytes | None = None,
+        digest: Callable[[str], str] = plain_digest,
         clock: Clock | None = None,
+        guard: Any = None,
+        prefix: str = "",
         **entry: Any,
     ) -> None:
-        env = {"ID": id, **{f"SECRET{i}": value for i, value in enumerate(secrets)}}
+        id_, secret = f"{prefix}ID", f"{prefix}SECRET"
+        self.env = {id_: id, **{f"{secret}{i}": value for i, value in enumerate(secrets)}}
         proof: dict[str, Any] = {
-            "client_secret": [SecretRef(env=f"SECRET{i}") for i in range(len(secrets))]
+            "client_secret": [SecretRef(env=f"{secret}{i}") for i in range(len(secrets))]
         }
         if key is not None:
-            env["KEY"] = key
+            self.env["KEY"] = key
             proof = {"private_key": SecretRef(env="KEY"), "client_auth": "private_key_jwt"}
         declared = CredentialEntry(
-            **{"token_url": URL, "client_id": SecretRef(env="ID"), **proof, **entry}
+            **{"token_url": URL, "client_id": SecretRef(env=id_), **proof, **entry}
         )
-        refs = [("/x", SecretRef(env=name)) for name in env]
+        self.refs = [("/x", SecretRef(env=name)) for name in self.env]
         self.metrics = Metrics()
+        self.clock = clock or VirtualClock()
+        self.keyring = Keyring(self.refs, Path(), self.env)
+        self.guard = guard or Through(self.clock)
         self.oauth = OAuth(
             "checkout",
             declared,
-            Keyring(refs, Path(), env),
+            self.keyring,
             transport,
-            clock or VirtualClock(),
+            self.clock,
             self.metrics,
-            digest_key=digest_key,
+            self.guard,
+            digest,
         )
+
+    def replace(self, **values: str) -> None:
+        """Changes secrets in place, as an operator does, and has it noticed."""
+        self.env.update(values)
+        self.keyring.adopt(self.keyring.read(self.refs))
 
     def sample(self, name: str, **labels: str) -> float:
         found = self.metrics.registry.get_sample_value(f"broker_{name}", labels)
@@ -315,41 +359,258 @@ def test_a_short_rsa_key_is_a_bad_key() -> None:
 # Rollover of a client secret
 
 
+class Knower:
+    """A token endpoint that knows some secrets, gives each its own token, and keeps what it saw."""
+
+    def __init__(self, *good: str) -> None:
+        self.good = set(good)
+        self.sent: list[str] = []
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        (secret,) = form_of(request)["client_secret"]
+        self.sent.append(secret)
+        if secret in self.good:
+            return granted(access_token=secret)
+        return httpx2.Response(401, json={"error": "invalid_client"})
+
+    async def asked(self, client: Client) -> list[str]:
+        """What one token request sent, the one that worked last."""
+        self.sent.clear()
+        assert (await client.oauth.token()).value.reveal() == self.sent[-1]
+        return self.sent
+
+
 def test_a_rollover_of_secrets() -> None:
-    """On `invalid_client` the next secret is tried, newest first, one request each; the one that
-    worked is asked first from then on, until it fails too."""
-    good = {"new"}
-    sent: list[str] = []
+    """On `invalid_client` the next secret is tried, newest first, one request each. The one that
+    worked is shown from then on; the newest is tried again once a minute, and takes over by itself;
+    the metrics say when each worked last, and how often it was refused."""
+    idp = Knower("new")
+
+    async def main() -> None:
+        clock = VirtualClock()
+        made = {"secrets": ("new", "old", "older"), "clock": clock}
+        client = Client(AppTransport(handler=idp), **made)
+        for passed, now_good, asked in (
+            (0, {"new"}, ["new"]),
+            (0, {"old"}, ["new", "old"]),
+            (50, {"old"}, ["old"]),
+            (20, {"old"}, ["new", "old"]),
+            (50, {"new", "old"}, ["old"]),
+            (20, {"new", "old"}, ["new"]),
+            (500, {"new", "old"}, ["new"]),
+        ):
+            clock.pass_(passed)
+            idp.good = now_good
+            assert await idp.asked(client) == asked
+        idp.good = set()
+        idp.sent.clear()
+        with pytest.raises(UpstreamRefused) as caught:
+            await client.oauth.token()
+        assert idp.sent == ["new", "old", "older"]
+        _tells_nothing(caught.value)
+        labels = {"credential": "checkout", "outcome": "refused"}
+        assert client.sample("access_token_refreshes_total", **labels) == 1
+        newest = {"source": "env:SECRET0", "slot": "newest"}
+        old = {"source": "env:SECRET1", "slot": "older"}
+        now = clock.now().timestamp()
+        assert client.sample("secret_last_success_timestamp_seconds", **newest) == now
+        assert client.sample("secret_last_success_timestamp_seconds", **old) == now - 520
+        assert client.sample("secret_refusals_total", **newest) == 3
+        assert client.sample("secret_refusals_total", **old) == 1
+
+    asyncio.run(main())
+
+
+def test_a_secret_replaced_in_place_keeps_the_one_before() -> None:
+    """A file that is overwritten before the upstream knows the new value costs one refusal a
+    minute and no token: the earlier value stays in service, as `previous`."""
+    idp = Knower("old")
+
+    async def main() -> None:
+        client = Client(AppTransport(handler=idp), secrets=("old",))
+        assert await idp.asked(client) == ["old"]
+        client.replace(SECRET0="new")
+        assert await idp.asked(client) == ["new", "old"]
+        assert await idp.asked(client) == ["old"]
+        idp.good = {"new"}
+        assert await idp.asked(client) == ["old", "new"]
+        assert await idp.asked(client) == ["new"]
+        labels = {"source": "env:SECRET0", "slot": "previous"}
+        assert client.sample("secret_last_success_timestamp_seconds", **labels) > 0
+
+    asyncio.run(main())
+
+
+def test_a_refusal_of_all_reads_the_secrets_again_at_once() -> None:
+    """Where the endpoint knows no version, the files are looked at there and then, and what was put
+    there meanwhile is shown in the same request; once, and nothing is shown twice."""
+    idp = Knower("new")
+    looked: list[bool] = []
+
+    async def main() -> None:
+        client = Client(AppTransport(handler=idp), secrets=("old",))
+
+        async def reread() -> bool:
+            looked.append(True)
+            return bool(client.keyring.adopt(client.keyring.read(client.refs)))
+
+        client.keyring.reread = reread
+        with pytest.raises(UpstreamRefused):
+            await client.oauth.token()
+        assert (idp.sent, looked) == (["old"], [True])
+        client.env["SECRET0"] = "new"
+        assert await idp.asked(client) == ["old", "new"]
+        assert len(looked) == 2
+
+    asyncio.run(main())
+
+
+def test_a_client_id_is_replaced_with_its_secret() -> None:
+    """The id is read anew as the secret is: of two replaced together, either both are the new ones
+    or both those from before."""
+    pairs: list[tuple[str, str]] = []
+    good = {("old-id", "old")}
 
     def handler(request: httpx2.Request) -> httpx2.Response:
-        sent.extend(form_of(request)["client_secret"])
-        if sent[-1] in good:
-            return granted(access_token=sent[-1])
+        form = form_of(request)
+        pairs.append((form["client_id"][0], form["client_secret"][0]))
+        if pairs[-1] in good:
+            return granted()
         return httpx2.Response(401, json={"error": "invalid_client"})
 
     async def main() -> None:
-        client = Client(AppTransport(handler=handler), secrets=("new", "old", "older"))
-        for now_good, asked in (
-            ({"new"}, ["new"]),
-            ({"old"}, ["new", "old"]),
-            ({"old"}, ["old"]),
-            ({"new", "old"}, ["old"]),
-            ({"new"}, ["old", "new"]),
-            ({"new"}, ["new"]),
-        ):
-            good.clear()
-            good.update(now_good)
-            sent.clear()
-            assert (await client.oauth.token()).value.reveal() == asked[-1]
-            assert sent == asked
-        good.clear()
-        sent.clear()
-        with pytest.raises(UpstreamRefused):
+        made: dict[str, Any] = {"id": "old-id", "secrets": ("old",)}
+        client = Client(AppTransport(handler=handler), **made)
+        client.replace(ID="new-id", SECRET0="new")
+        await client.oauth.token()
+        assert pairs == [("new-id", "new"), ("old-id", "old")]
+        good.add(("new-id", "new"))
+        client.clock.pass_(70)  # type: ignore[attr-defined]
+        await client.oauth.token()
+        assert pairs[2:] == [("new-id", "new")]
+
+    asyncio.run(main())
+
+
+def test_a_key_that_cannot_sign_does_not_end_the_one_that_can() -> None:
+    """A private key replaced by rubbish is passed over for the one before; replaced by a good one,
+    it signs with that."""
+    keys = [ECKey.generate_key("P-256") for _ in range(2)]
+    texts = [key.as_pem(private=True).decode() for key in keys]
+    seen, handler = answering(granted())
+
+    def signed_by(key: Any) -> None:
+        jwt.decode(form_of(seen[-1])["client_assertion"][0], key, algorithms=["ES256"])
+
+    async def main() -> None:
+        client = Client(AppTransport(handler=handler), key=texts[0], assertion_alg="ES256")
+        client.replace(KEY="canary-rubbish")
+        await client.oauth.token()
+        assert len(seen) == 1
+        signed_by(keys[0])
+        client.replace(KEY=texts[1])
+        await client.oauth.token()
+        signed_by(keys[1])
+
+    asyncio.run(main())
+
+
+def test_no_key_that_can_sign_is_a_refusal() -> None:
+    """Rubbish twice in a row leaves nothing to sign with: told as a refusal, without a word of it
+    and without a request."""
+    key = ECKey.generate_key("P-256").as_pem(private=True).decode()
+    seen, handler = answering(granted())
+
+    async def main() -> None:
+        client = Client(AppTransport(handler=handler), key=key, assertion_alg="ES256")
+        client.replace(KEY="canary-one")
+        client.replace(KEY="canary-two")
+        with pytest.raises(UpstreamRefused) as caught:
             await client.oauth.token()
-        assert sent == ["new", "old", "older"]
-        assert client.sample(
-            "access_token_refreshes_total", credential="checkout", outcome="refused"
-        ) == 1  # fmt: skip
+        assert seen == []
+        _tells_nothing(caught.value)
+
+    asyncio.run(main())
+
+
+# How long, for whom, and whether once more
+
+
+@pytest.mark.parametrize(
+    ("priority", "seconds"),
+    [(Priority.PERSON, 8.0), (Priority.REFRESH, 2.0), (Priority.PREFETCH, 2.0)],
+)
+def test_who_waits_has_more_time(priority: Priority, seconds: float) -> None:
+    """A person's request has the whole timeout, one made behind a quarter of it; until one was too
+    slow: the next has all of it for one attempt, whoever asks."""
+    given: list[float] = []
+
+    class Slow(AppTransport):
+        async def send(self, method: str, url: str, **how: Any) -> Any:
+            given.append(how["timeout"])
+            if len(given) == 1:
+                raise UpstreamTimeout("late")
+            return await super().send(method, url, **how)
+
+    async def main() -> None:
+        client = Client(Slow(handler=lambda _: granted()))
+        late = UpstreamTimeout("late")
+        with pytest.raises(UpstreamTimeout):
+            await client.oauth.token(priority=priority)
+        assert client.guard.asked == [(8.0, priority, "token")]
+        assert not client.guard.again(late)
+        await client.oauth.token(priority=priority)
+        assert client.guard.again(late)
+        await client.oauth.token(priority=priority)
+        assert given == [seconds, 8.0, seconds]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "again"),
+    [
+        (httpx2.Response(503), True),
+        (httpx2.Response(408), True),
+        (httpx2.Response(200), True),
+        (httpx2.Response(200, html="<html>"), True),
+        (granted(access_token=""), True),
+        (granted(token_type="DPoP"), False),
+        (granted(expires_in=...), False),
+        (httpx2.Response(302), False),
+        (httpx2.Response(429), False),
+        (httpx2.Response(400, json={"error": "invalid_scope"}), False),
+        (httpx2.Response(401), False),
+    ],
+)
+def test_what_is_asked_once_more(answer: httpx2.Response, again: bool) -> None:
+    """What passes is asked again, as a token too many harms nobody: not sent, 5xx, a garbled 200.
+    Never a refusal, a 429, or what was said clearly and would be said again."""
+
+    async def main() -> None:
+        client = Client(AppTransport(handler=lambda _: answer))
+        with pytest.raises(UpstreamError) as caught:
+            await client.oauth.token()
+        assert client.guard.again(caught.value) is again
+        assert client.guard.again(UpstreamUnavailable("not sent"))
+        assert not client.guard.again(Overloaded())
+
+    asyncio.run(main())
+
+
+def test_a_real_guard_asks_once_more() -> None:
+    """Behind the real guard a 503 and a garbled 200 cost two requests more, and no failure."""
+    seen, handler = answering(httpx2.Response(503), httpx2.Response(200), granted())
+
+    async def main() -> None:
+        clock = VirtualClock()
+        limits = RateLimits(clock)
+        guard = Guard("x", clock=clock, metrics=Metrics(), limits=limits, rate=None, most=8)
+        client = Client(AppTransport(handler=handler), clock=clock, guard=guard)
+        asking = asyncio.create_task(client.oauth.token())
+        await clock.advance(2)
+        assert (await asking).value.reveal() == "tok"
+        assert len(seen) == 3
 
     asyncio.run(main())
 
@@ -624,7 +885,7 @@ BASE: dict[str, Any] = {
 CHANGES: dict[str, dict[str, Any]] = {
     "token_url": {"token_url": URL + "2"},
     "client_id": {"id": "other"},
-    "client_secret": {"secrets": ("other",)},
+    "client_secret elsewhere": {"prefix": "OTHER_"},
     "client_secret added": {"secrets": ("s3cret", "other")},
     "client_auth": {"client_auth": "client_secret_basic"},
     "basic_encoding": {"basic_encoding": "none"},
@@ -639,27 +900,28 @@ CHANGES: dict[str, dict[str, Any]] = {
     "parameters": {"parameters": {"p": "r"}},
     "parameters name": {"parameters": {"pq": ""}},
     "private_key": {"key": "EC1", "assertion_alg": "ES256"},
-    "private_key other": {"key": "EC2", "assertion_alg": "ES256"},
 }
-UNSHAPING = {"default_lifetime", "max_lifetime", "min_remaining", "timeout", "expose_to"}
+UNSHAPING = {
+    "default_lifetime", "max_lifetime", "min_remaining", "timeout", "expose_to", "upstream_limit",
+}  # fmt: skip
 
 
-def _key(digest_key: bytes = b"k" * 32, **changed: Any) -> str:
+def _made(**changed: Any) -> Client:
     _, handler = answering(granted())
-    made = {**BASE, **changed}
-    client = Client(AppTransport(handler=handler), digest_key=digest_key, **made)
-    return client.oauth.request_key()
+    return Client(AppTransport(handler=handler), **{**BASE, **changed})
+
+
+def _key(**changed: Any) -> str:
+    return _made(**changed).oauth.request_key()
 
 
 def test_every_setting_that_shapes_the_request_changes_its_key() -> None:
     """No two of these requests have one key, every setting of a credential is in the list or named
     as one that shapes no request, and the order of scopes does not matter."""
-    keys = {n: ECKey.generate_key("P-256").as_pem(private=True).decode() for n in ("EC1", "EC2")}
+    key = ECKey.generate_key("P-256").as_pem(private=True).decode()
     found = {"": _key()}
     for name, change in CHANGES.items():
-        found[name] = _key(
-            **({**change, "key": keys[change["key"]]} if "key" in change else change)
-        )
+        found[name] = _key(**({**change, "key": key} if "key" in change else change))
     assert len(set(found.values())) == len(found)
     covered = {name.partition(" ")[0] for name in CHANGES}
     assert covered | UNSHAPING == set(CredentialEntry.model_fields)
@@ -667,13 +929,30 @@ def test_every_setting_that_shapes_the_request_changes_its_key() -> None:
     assert _key(timeout="1s", max_lifetime="1h", default_lifetime="1m") == _key()
 
 
-def test_a_request_key_tells_nothing_without_its_own_key() -> None:
-    """It is keyed: with another digest key it is another, and by default a random one."""
-    assert _key(b"a" * 32) != _key(b"b" * 32)
-    _, handler = answering(granted())
-    first, second = (Client(AppTransport(handler=handler)).oauth.request_key() for _ in range(2))
-    assert first != second
-    assert len(first) == 64
+def test_a_secret_replaced_in_place_changes_no_key() -> None:
+    """Replicas that read a replaced secret a second apart, or that were started after it and know
+    no earlier value, have one key throughout; of a replaced client id each has its own, and one
+    that was started later has that of one that saw it change."""
+    client = _made()
+    before = client.oauth.request_key()
+    client.replace(SECRET0="new")
+    assert client.oauth.request_key() == before == _key(secrets=("new",))
+    client.replace(ID="other")
+    assert client.oauth.request_key() == _key(id="other", secrets=("new",))
+    assert client.oauth.request_key() != before
+
+
+def test_a_request_key_is_what_the_digest_makes_of_it() -> None:
+    """Another keyed digest, another key; and what is digested has no secret in it."""
+    told: list[str] = []
+
+    def digest(text: str) -> str:
+        told.append(text)
+        return "abc"
+
+    assert _key(digest=digest, secrets=("c4nary",)) == "abc"
+    assert "c4nary" not in told[0]
+    assert "ack_me" in told[0]
 
 
 # Over real sockets
