@@ -99,18 +99,20 @@ class Api:
         chains: Chains,
         callbacks: Callbacks,
         clock: Clock,
+        budget: float,
         known: frozenset[str],
         credentials: frozenset[str],
         max_body: int,
         document: bytes,
     ) -> None:
-        """known, credentials: names that may be told of as metric labels.
-        document: the OpenAPI document."""
+        """budget: seconds for one request. known, credentials: names that may be told of as metric
+        labels. document: the OpenAPI document."""
         self._door = door
         self._minting = minting
         self._chains = chains
         self._callbacks = callbacks
         self._clock = clock
+        self._budget = budget
         self._known = known
         self._credentials = credentials
         self._max_body = max_body
@@ -229,6 +231,7 @@ class Api:
             ip=scope["peer"],
             user_agent=text(fields.get(b"user-agent"))[:2048],
             accept=text(fields.get(b"accept"))[:2048],
+            deadline=record.began + self._budget,
         )
 
     def _session(self, served: Served, record: Record) -> Reply:

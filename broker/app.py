@@ -1,7 +1,7 @@
-"""The composition root: builds everything from a snapshot, in an order that is data flow.
+"""The composition root: what lives as long as the process, and the configuration in force on it.
 
-Nothing else knows the concrete classes. Read it from top to bottom to know what the service is:
-secrets, the way out, access tokens, upstreams, use cases, the way in.
+Nothing else knows the concrete classes. A request is answered by the assembly that was in force
+when it came; a new one takes its place in one assignment.
 """
 
 from __future__ import annotations
@@ -9,42 +9,30 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
+import structlog
+from starlette.types import Receive, Scope, Send
 
-from broker import __version__, openapi
-from broker.api import Api, public_app
+from broker import __version__
+from broker.assembly import Assembly, Ground
 from broker.audit import AuditLog
-from broker.authn import Door
-from broker.callbacks import Callbacks
-from broker.chains import Chains
 from broker.errors import ConfigError, Fault
-from broker.faults import pointer
-from broker.file import ForwardAuthCaller
 from broker.flights import Tasks
-from broker.gate import Gate, Load, Origins
-from broker.handles import Seal
-from broker.keyring import Keyring
+from broker.gate import Load
+from broker.keyring import Keyring, Reading
 from broker.limits import RateLimits
 from broker.metrics import Metrics
-from broker.minting import Minting
 from broker.ops import ops_app
-from broker.presets import environment_of
-from broker.results import Results
+from broker.reload import Watch, digest_of
 from broker.schedule import Clock, SystemClock
-from broker.snapshot import Profile, Snapshot, secret_refs
-from broker.state import State
-from broker.tokens import Cached
-from broker.upstreams.oauth import OAuth
-from broker.upstreams.preset import Upstream
+from broker.snapshot import Snapshot, secret_refs
+from broker.state import State, Store, Vault
 from broker.upstreams.transport import AiohttpTransport, Transport, tls_context
 
-_SEAL_BYTES = 32
-_SIGNATURE_BYTES = 16
+_log = structlog.get_logger("app")
 
 
 class App:
@@ -55,132 +43,104 @@ class App:
         snapshot: Snapshot,
         base: Path,
         *,
+        path: Path | None = None,
         transport: Transport | None = None,
+        store: Store | None = None,
         clock: Clock | None = None,
         audit: AuditLog | None = None,
         env: Mapping[str, str] = os.environ,
     ) -> None:
         """Needs a running event loop; `close()` it there. base: where relative secret files are.
+        path: the configuration's own file, to be watched.
 
         Raises ConfigError for secrets that are missing or unusable. Makes no network call.
         """
-        server = snapshot.server
-        budget = server.request_budget.total_seconds()
-        self.snapshot = snapshot
         self.clock = clock = clock or SystemClock()
         self.metrics = metrics = Metrics()
-        self.load = load = Load(server.max_in_flight)
+        self.load = load = Load(snapshot.server.max_in_flight)
         metrics.in_flight.set_function(lambda: load.in_flight)
         self.starting = True
+        self._base = base
         self._audit = audit if audit is not None else AuditLog()
         metrics.lines_lost.set_function(lambda: self._audit.lost)
         self._tasks = tasks = Tasks()
-        keyring = Keyring(secret_refs(snapshot), base, env)
-        _check_keys(snapshot, keyring)
-        seal = Seal([keyring.get(ref) for ref in snapshot.keys])
+        files = digest_of(self._files(snapshot)) if path else b""  # before they are read
+        self._keyring = keyring = Keyring(secret_refs(snapshot), base, env)
+        vault = Vault([one for ref in snapshot.keys for one in keyring.versions(ref)])
         self._transport = transport = transport or AiohttpTransport(
             tls=_tls(snapshot, base),
             max_connections=snapshot.max_connections,
             idle_seconds=snapshot.idle_seconds,
         )
-        self._tokens = tokens = {
-            name: Cached(
-                OAuth(name, entry, keyring, transport, clock, metrics),
-                clock,
-                metrics,
-                name,
-                min_remaining=entry.min_remaining.total_seconds() if entry.min_remaining else None,
-                spawn=tasks.spawn,
-            )
-            for name, entry in snapshot.credentials.items()
-        }
-        sources = {
-            name: Upstream(
-                profile,
-                keyring=keyring,
-                transport=transport,
-                tokens=tokens.get(profile.credential or ""),
-                clock=clock,
-                metrics=metrics,
-                timeout=budget,
-            )
-            for name, profile in snapshot.profiles.items()
-        }
-        state = State(clock)
-        results = Results(state, self._audit, tasks.spawn)
-        rates = RateLimits(clock)
-        minting = Minting(
-            snapshot,
-            sources=sources,
-            tokens=tokens,
-            seal=seal,
-            state=state,
-            limits=rates,
-            results=results,
-            clock=clock,
-            metrics=metrics,
-            spawn=tasks.spawn,
-        )
-        chains = Chains(
-            snapshot,
-            minting,
-            sources=sources,
-            seal=seal,
-            state=state,
-            results=results,
-            limits=rates,
-            clock=clock,
-            metrics=metrics,
-            spawn=tasks.spawn,
-        )
-        callbacks = Callbacks(
-            snapshot,
-            sources=sources,
-            keyring=keyring,
-            results=results,
-            state=state,
-            limits=rates,
-            clock=clock,
-            metrics=metrics,
-            spawn=tasks.spawn,
-        )
-        self._door = door = Door(
-            snapshot.callers,
-            anonymous=snapshot.anonymous,
-            keyring=keyring,
-            transport=transport,
-            clock=clock,
-            metrics=metrics,
-            budget=budget,
-            spawn=tasks.spawn,
-        )
-        api = Api(
-            door=door,
-            minting=minting,
-            chains=chains,
-            callbacks=callbacks,
-            clock=clock,
-            known=frozenset(snapshot.profiles),
-            credentials=frozenset(snapshot.credentials),
-            max_body=server.max_body_bytes,
-            document=orjson.dumps(openapi.document()),
-        )
-        self.public = Gate(
-            public_app(api, budget),
-            origins=_origins(snapshot),
-            load=load,
-            trusted_proxies=server.trusted_proxies,
+        self._store = store = store or self._shared_store(snapshot, vault)
+        self._ground = Ground(
             clock=clock,
             metrics=metrics,
             audit=self._audit,
+            tasks=tasks,
+            load=load,
+            transport=transport,
+            keyring=keyring,
+            state=State(clock, tasks.spawn, vault, store),
+            rates=RateLimits(clock, store),
         )
-        self.ops = ops_app(metrics, snapshot.digest, self.why_not_ready)
-        self._announce(keyring)
+        self._assembly = Assembly(snapshot, self._ground)
+        self.ops = ops_app(metrics, lambda: self.snapshot.digest, self.why_not_ready)
+        metrics.started(__version__, platform.python_version())
+        self._announce()
+        self._watch = Watch(path, files, self) if path is not None else None
+        if self._watch is not None:
+            keyring.reread = self._watch.now
 
-    def _announce(self, keyring: Keyring) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task that ends with the app."""
+        return self._tasks.spawn(work)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The configuration in force."""
+        return self._assembly.snapshot
+
+    async def public(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The public ASGI application."""
+        await self._assembly.public(scope, receive, send)
+
+    def watched(self) -> list[Path]:
+        """The files that the configuration in force was read from, besides its own."""
+        return self._files(self.snapshot)
+
+    def _files(self, snapshot: Snapshot) -> list[Path]:
+        refs = [ref for _, ref in secret_refs(snapshot)]
+        return [*snapshot.files, *(self._base / ref.file for ref in refs if ref.file)]
+
+    def read(self, snapshot: Snapshot) -> Reading:
+        """The secrets of a new version; may run in another thread. Raises ConfigError."""
+        return self._keyring.read(secret_refs(snapshot))
+
+    def adopt(self, snapshot: Snapshot, reading: Reading) -> bool:
+        """Puts a new version in force, in one piece or not at all. Whether a secret changed.
+
+        Raises ConfigError for secrets that are unusable, and what takes a restart."""
+        _changeable(self.snapshot, snapshot)
+        held = self._keyring.held
+        changed = self._keyring.adopt(reading)
+        try:
+            assembly = Assembly(snapshot, self._ground, self._assembly)
+        except BaseException:
+            self._keyring.restore(held)
+            raise
+        self._ground.state.vault.replace(
+            [one for ref in snapshot.keys for one in self._keyring.versions(ref)]
+        )
+        self.load.max_in_flight = snapshot.server.max_in_flight
+        self._assembly = assembly
+        self._announce()
+        return bool(changed)
+
+    def _announce(self) -> None:
         now = self.clock.now().timestamp()
         metrics, snapshot = self.metrics, self.snapshot
-        metrics.started(__version__, platform.python_version(), snapshot.digest, now)
+        metrics.configured(snapshot.digest, now)
         for _, ref in secret_refs(snapshot):
             metrics.secret_read(ref.source, now)
         for name in snapshot.profiles:
@@ -194,46 +154,70 @@ class App:
             return "starting"
         return "draining" if self.load.draining else ""
 
-    def warm(self) -> None:
-        """Starts fetching access tokens and key sets, so that the first mint need not wait."""
-        self._door.warm()
-        for tokens in self._tokens.values():
-            _ = self._tasks.spawn(tokens.warm())
+    async def warm(self) -> None:
+        """Fetches access tokens and key sets, so that the first mint need not wait. Gives up in
+        silence when the time for it is over: whoever asks then waits, or is told."""
+        jobs = [self._assembly.door.warm(), *(one.warm() for one in self._assembly.tokens.values())]
+        tasks = [self._tasks.spawn(job) for job in jobs]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self.snapshot.server.warm_up.total_seconds())
+
+    def watch(self) -> None:
+        """Begins to look after the files."""
+        if self._watch is not None and self.snapshot.server.reload_interval:
+            _ = self._tasks.spawn(self._watch.run())
 
     async def close(self) -> None:
+        await self._tasks.close()  # which give their claims back
+        if self._store is not None:
+            await self._store.close()
         await self._tasks.close()
         await self._transport.close()
         await asyncio.to_thread(self._audit.close)
 
+    def _shared_store(self, snapshot: Snapshot, vault: Vault) -> Store | None:
+        if snapshot.state is None:
+            return None
+        from broker.state.redis_store import RedisStore  # noqa: PLC0415  (needs the extra `redis`)
 
-def _check_keys(snapshot: Snapshot, keyring: Keyring) -> None:
-    """What only the secrets themselves can show. Raises ConfigError with every fault."""
-    faults = [
-        Fault(f"/keys/{index}", f"{ref.source}: a sealing key has {_SEAL_BYTES} bytes or more")
-        for index, ref in enumerate(snapshot.keys)
-        if len(keyring.get(ref).reveal().encode()) < _SEAL_BYTES
-    ]
-    for profile in snapshot.profiles.values():
-        for setting, reason in _unfit_secrets(profile, keyring):
-            at = pointer("profiles", profile.name, setting)
-            faults.append(Fault(at, f"{profile.secrets[setting].source}: {reason}"))
-    if faults:
-        raise ConfigError(faults)
+        entry = snapshot.state
+        return RedisStore(
+            self._keyring.get(entry.url),
+            vault,
+            self.clock,
+            self.metrics,
+            self._tasks.spawn,
+            timeout=entry.timeout.total_seconds(),
+            prefix=entry.prefix,
+            ca_file=str(self._base / entry.ca_file) if entry.ca_file else None,
+        )
 
 
-def _unfit_secrets(profile: Profile, keyring: Keyring) -> Iterator[tuple[str, str]]:
-    """Keys of another environment than base_url's, and signature keys that can be guessed."""
-    file = profile.preset.file
-    found = environment_of(file, profile.base_url)
-    for setting, pattern in (file.environments[found[0]].secrets if found else {}).items():
-        ref = profile.secrets.get(setting)
-        if found and ref and not re.search(pattern, keyring.get(ref).reveal()):
-            yield setting, f"is no key of {found[0]}, where base_url leads"
-    if file.callbacks and file.callbacks.signature:
-        setting = file.callbacks.signature.secret
-        ref = profile.secrets.get(setting)
-        if ref and len(keyring.get(ref).reveal().encode()) < _SIGNATURE_BYTES:
-            yield setting, f"a signature key has {_SIGNATURE_BYTES} bytes or more"
+def _changeable(old: Snapshot, new: Snapshot) -> None:
+    """Raises ConfigError for changes of what is bound, opened or dimensioned at start."""
+
+    def fixed(snapshot: Snapshot) -> dict[str, Any]:
+        server = snapshot.server
+        return {
+            "/server/public": server.public,
+            "/server/ops": server.ops,
+            "/server/max_connections": server.max_connections,
+            "/server/max_body_bytes": server.max_body_bytes,
+            "/server/keep_alive": server.keep_alive,
+            "/server/reload_interval": server.reload_interval,
+            "/outbound": (
+                snapshot.outbound_ca,
+                snapshot.max_connections,
+                snapshot.idle_seconds,
+                snapshot.calls_at_once,
+            ),
+            "/state": snapshot.state,
+        }
+
+    before = fixed(old)
+    changed = [at for at, value in fixed(new).items() if value != before[at]]
+    if changed:
+        raise ConfigError([Fault(at, "is different now, which takes a restart") for at in changed])
 
 
 def _tls(snapshot: Snapshot, base: Path) -> Any:
@@ -242,19 +226,3 @@ def _tls(snapshot: Snapshot, base: Path) -> Any:
     except OSError as exc:
         fault = Fault("/outbound/ca_file", f"is no PEM file of certificates ({exc.strerror})")
         raise ConfigError([fault]) from None
-
-
-def _origins(snapshot: Snapshot) -> Origins:
-    def uses_cookies(profile: Profile) -> bool:
-        entries = [snapshot.callers.get(name) for name in profile.callers]
-        return any(isinstance(e, ForwardAuthCaller) and "cookie" in e.headers for e in entries)
-
-    by_profile = {
-        name: dict.fromkeys(profile.origins, uses_cookies(profile))
-        for name, profile in snapshot.profiles.items()
-    }
-    together: dict[str, bool] = {}
-    for origins in by_profile.values():
-        for origin, credentials in origins.items():
-            together[origin] = together.get(origin, False) or credentials
-    return Origins(by_profile, together)

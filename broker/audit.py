@@ -151,7 +151,7 @@ class _Lines:
             self.lost += 1
             return
         self._waiting.append(line)
-        if self._descriptor < 0:
+        if self._descriptor < 0 or self._closed.is_set():  # no thread can be started at exit
             self._write()
         elif self._writer is None:
             self._writer = threading.Thread(target=self._run, name="log", daemon=True)
@@ -250,7 +250,7 @@ def _message(record: logging.LogRecord) -> str:
 def configure_logging(file: IO[bytes] | None = None, level: int = logging.INFO) -> None:
     """Everything that is not an audit line, ours and the libraries', as JSON on standard error."""
     lines = _Lines(file if file is not None else _stream(sys.stderr))
-    atexit.register(lines.flush)
+    atexit.register(lines.close)
     shared: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -68,13 +68,13 @@ def serve_command(path: Path) -> None:
     try:
         snapshot = load(path)
         sockets = _bind(snapshot)
-        _run(_serve(snapshot, path.parent, sockets))
+        _run(_serve(snapshot, path, sockets))
     except ConfigError as exc:
         _refuse(path.name, exc)
 
 
-async def _serve(snapshot: Snapshot, base: Path, sockets: tuple[Any, Any]) -> None:
-    app = App(snapshot, base)
+async def _serve(snapshot: Snapshot, path: Path, sockets: tuple[Any, Any]) -> None:
+    app = App(snapshot, path.parent, path=path)
     stop = Stop()
     with on_signals(stop):
         await serve(app, *sockets, stop)

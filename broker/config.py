@@ -57,7 +57,12 @@ def parse(raw: bytes, base: Path) -> Snapshot:
         raise ConfigError([Fault("", where + exc.reason)]) from None
     if not isinstance(tree, dict):
         raise ConfigError([Fault("", "must be a mapping with `callers` and `profiles`")])
-    return _Reading(tree, base).snapshot(hashlib.sha256(raw).hexdigest()[:12])
+    return _Reading(tree, base).snapshot(digest_of_config(raw))
+
+
+def digest_of_config(raw: bytes) -> str:
+    """The identity of a configuration, as metrics and `/version` tell it."""
+    return hashlib.sha256(raw).hexdigest()[:12]
 
 
 class _Reading:
@@ -72,8 +77,6 @@ class _Reading:
     def snapshot(self, digest: str) -> Snapshot:
         sections = ("callers", "credentials", "profiles")
         rest = {name: value for name, value in self.tree.items() if name not in sections}
-        if rest.pop("state", None) is not None:
-            self.fault("/state", "a store shared by replicas is not built yet; remove this key")
         top = self._model(ConfigFile, rest, "") or ConfigFile()
         callers = dict(self._callers())
         credentials = dict(self._each("credentials", CredentialEntry))
@@ -89,11 +92,14 @@ class _Reading:
             outbound_ca=top.outbound.ca_file,
             max_connections=top.outbound.max_connections,
             idle_seconds=top.outbound.idle_timeout.total_seconds(),
+            calls_at_once=top.outbound.max_in_flight,
+            state=top.state,
             keys=tuple(top.keys),
             callers=callers,
             anonymous=top.insecure_anonymous,
             credentials=credentials,
             profiles=profiles,
+            files=tuple(self.base / name for name in self.presets if name.startswith((".", "/"))),
         )
 
     def fault(self, at: str, reason: str) -> None:

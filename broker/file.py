@@ -91,6 +91,14 @@ class Server(Strict):
         default=4096, ge=16, description="connections of the public listener; more are refused"
     )
     max_body_bytes: int = Field(default=16384, ge=1024, description="largest request body")
+    warm_up: Duration = Field(
+        default=timedelta(seconds=5),
+        description="before ready, fetch access tokens and key sets for this long at the most",
+    )
+    reload_interval: Duration = Field(
+        default=timedelta(seconds=1),
+        description="look at the configuration's and the secrets' files this often; 0s never",
+    )
     drain_delay: Duration = Field(
         default=timedelta(0), description="after SIGTERM, go on serving this long while not ready"
     )
@@ -112,6 +120,26 @@ class Outbound(Strict):
     idle_timeout: Positive = Field(
         default=timedelta(seconds=55), description="keep unused connections this long"
     )
+    max_in_flight: int = Field(
+        default=256, ge=1, description="calls of one upstream account at once; more are shed"
+    )
+
+
+class StateEntry(Strict):
+    """A Redis or Valkey that replicas share."""
+
+    url: SecretRef = Field(
+        description="redis://, rediss://, valkey://, valkeys://, unix://; +sentinel, +cluster"
+    )
+    timeout: Annotated[Duration, Field(ge=timedelta(milliseconds=10), lt=timedelta(seconds=1))] = (
+        Field(default=timedelta(milliseconds=250), description="of one operation; under a second")
+    )
+    prefix: str = Field(
+        default="token-broker",
+        pattern=r"^[A-Za-z0-9_.:-]{1,64}$",
+        description="of every key; one for each deployment that shares a store",
+    )
+    ca_file: str | None = Field(default=None, description="PEM file of the CAs to trust for TLS")
 
 
 class JwtCaller(Strict):
@@ -196,8 +224,9 @@ class CredentialEntry(Strict):
     client_secret: Secrets | None = Field(
         default=None, description="a reference, or a list of them, newest first"
     )
-    private_key: SecretRef | None = Field(
-        default=None, description="PEM or JWK, for private_key_jwt (RFC 7523)"
+    private_key: Secrets | None = Field(
+        default=None,
+        description="PEM or JWK, for private_key_jwt (RFC 7523); or a list, newest first",
     )
     client_auth: Literal["client_secret_post", "client_secret_basic", "private_key_jwt"] = Field(
         default="client_secret_post", description="how the client proves itself"
@@ -227,6 +256,9 @@ class CredentialEntry(Strict):
         default=None, description="never hand out with less left; a tenth of life, 30s at most"
     )
     timeout: Positive = Field(default=timedelta(seconds=8), description="of one token request")
+    upstream_limit: Rate | None = Field(
+        default=None, description="token requests of all replicas together"
+    )
     expose_to: list[str] = Field(default=[], description="callers of GET /v1/access-tokens/…")
 
     @model_validator(mode="after")
@@ -296,6 +328,9 @@ class ProfileEntry(Strict):
     action_limit: Rate | None = Field(
         default=None, description="actions of one caller about a chain; 120/minute when absent"
     )
+    upstream_limit: Rate | None = Field(
+        default=None, description="calls to this upstream account, of all replicas together"
+    )
 
 
 class ConfigFile(Strict):
@@ -303,8 +338,11 @@ class ConfigFile(Strict):
 
     server: Server = Server()
     outbound: Outbound = Outbound()
+    state: StateEntry | None = Field(
+        default=None, description="a store that replicas share; absent: this process remembers"
+    )
     keys: Annotated[list[SecretRef], OneOrMany()] = Field(
-        default=[], description="seal handles; newest first, older ones still open"
+        default=[], description="seal handles and stored state; newest first, older ones still open"
     )
     insecure_anonymous: bool = Field(
         default=False, description="everybody who can reach the port is the caller `anonymous`"

@@ -7,6 +7,7 @@ are bound once, as looking them up costs more than counting. Instants are export
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 from prometheus_client import (
@@ -128,6 +129,50 @@ class Metrics:
         self._config_loaded = gauge("config_loaded_timestamp_seconds", "When it was loaded.")
         self._ready = gauge("ready", "1 while /readyz says yes.")
 
+        self._shared = counter(
+            "access_tokens_shared",
+            "Access tokens of the store: adopted from it, made for it.",
+            "credential",
+            "outcome",
+        )
+        self._of_failures(counter, gauge)
+
+    def _of_failures(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:
+        """What tells how the service fares while something else fails, or changes."""
+        stored = counter("store_operations", "Calls to the shared store.", "operation", "outcome")
+        self._stored = cache(stored.labels)
+        self._store_up = gauge("store_up", "1 while the shared store answers, or there is none.")
+        self._store_up.set(1)
+        circuits = gauge(
+            "circuit_state", "0 closed, 1 half-open, 2 open; of one upstream account.", "upstream"
+        )
+        self._circuits = cache(circuits.labels)
+        calling = gauge("upstream_requests_in_flight", "Calls under way.", "upstream")
+        self._calling = cache(calling.labels)
+        self._not_sent = counter(
+            "upstream_shed",
+            "Calls not let out: circuit, cooldown, full, budget, late.",
+            "upstream",
+            "reason",
+        )
+        self._retried = counter("upstream_retries", "Second attempts.", "upstream", "operation")
+        secret_worked = gauge(
+            "secret_last_success_timestamp_seconds",
+            "When an upstream last took this version of a secret: newest, older, previous.",
+            "source",
+            "slot",
+        )
+        self._secret_worked = cache(secret_worked.labels)
+        self._secret_refused = counter(
+            "secret_refusals", "Refusals of a secret by its upstream.", "source", "slot"
+        )
+        self._reloads = counter("reloads", "New versions of the files: ok, refused.", "outcome")
+        for outcome in ("ok", "refused"):
+            self._reloads.labels(outcome)
+        self._stale = gauge(
+            "config_stale", "1 while the files hold a version that is not in force."
+        )
+
     def request_answered(
         self, operation: str, profile: str, outcome: Outcome, seconds: float, problem: str = ""
     ) -> None:
@@ -188,14 +233,54 @@ class Metrics:
         self._expiry.labels(credential).set(expires_at)
         self._refresh_after.labels(credential).set(refresh_after)
 
+    def access_token_shared(self, credential: str, outcome: str) -> None:
+        """outcome: adopted from the store, or made and put there."""
+        self._shared.labels(credential, outcome).inc()
+
+    def store_answered(self, operation: str, outcome: str) -> None:
+        """outcome: ok, error, timeout, or down: not asked, as it did not answer lately."""
+        self._stored(operation, outcome).inc()
+
+    def store_up(self, up: bool) -> None:
+        self._store_up.set(1 if up else 0)
+
+    def circuit(self, upstream: str, state: int) -> None:
+        self._circuits(upstream).set(state)
+
+    def upstream_in_flight(self, upstream: str, delta: int) -> None:
+        self._calling(upstream).inc(delta)
+
+    def upstream_shed(self, upstream: str, reason: str) -> None:
+        self._not_sent.labels(upstream, reason).inc()
+
+    def upstream_retried(self, upstream: str, operation: str) -> None:
+        self._retried.labels(upstream, operation).inc()
+
+    def secret_worked(self, source: str, slot: str, at: float) -> None:
+        """at: seconds since the epoch."""
+        self._secret_worked(source, slot).set(at)
+
+    def secret_refused(self, source: str, slot: str) -> None:
+        self._secret_refused.labels(source, slot).inc()
+
+    def reloaded(self, outcome: str) -> None:
+        self._reloads.labels(outcome).inc()
+
+    def stale(self, is_stale: bool) -> None:
+        self._stale.set(1 if is_stale else 0)
+
     def lifetime_assumed(self, credential: str) -> None:
         self._assumed.labels(credential).inc()
 
     def secret_read(self, source: str, at: float) -> None:
         self._secret_loaded.labels(source).set(at)
 
-    def started(self, version: str, python: str, digest: str, at: float) -> None:
+    def started(self, version: str, python: str) -> None:
         self._build.labels(version, python).set(1)
+
+    def configured(self, digest: str, at: float) -> None:
+        """One configuration is in force, the one before it no more."""
+        self._config.clear()
         self._config.labels(digest).set(1)
         self._config_loaded.set(at)
 

@@ -18,8 +18,11 @@ from broker import __version__
 from broker.metrics import Metrics
 
 
-def ops_app(metrics: Metrics, digest: str, why_not_ready: Callable[[], str]) -> Starlette:
-    """why_not_ready: empty while requests may be sent here, else the reason."""
+def ops_app(
+    metrics: Metrics, digest: Callable[[], str], why_not_ready: Callable[[], str]
+) -> Starlette:
+    """digest: of the configuration in force. why_not_ready: empty while requests may be sent here,
+    else the reason."""
 
     async def metrics_page(request: Request) -> Response:
         metrics.ready(not why_not_ready())
@@ -35,7 +38,7 @@ def ops_app(metrics: Metrics, digest: str, why_not_ready: Callable[[], str]) -> 
 
     async def version(_request: Request) -> Response:
         return JSONResponse(
-            {"version": __version__, "python": platform.python_version(), "config": digest}
+            {"version": __version__, "python": platform.python_version(), "config": digest()}
         )
 
     return Starlette(

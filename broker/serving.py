@@ -155,6 +155,31 @@ async def serve(
 
     ready: called once requests are accepted. Raises ListenerEnded where one stops by itself.
     """
+    outer, inner = _listeners(app, public, ops)
+    try:
+        async with inner.opened() as ops_task, outer.opened() as public_task:
+            await _any(app.warm(), stop.asked(), ops_task, public_task)
+            # What has been made so far lives as long as the process: the collector need not walk
+            # it again (a full walk held the loop for 40 ms).
+            gc.collect()
+            gc.freeze()
+            app.starting = False
+            app.watch()
+            _log.info("ready", public=url_of(public), ops=url_of(ops))
+            ready()
+            await _any(stop.asked(), ops_task, public_task)
+            if ops_task.done() or public_task.done():
+                raise ListenerEnded
+            app.load.draining = True
+            delay = app.snapshot.server.drain_delay.total_seconds()
+            _log.info("draining", seconds=delay)
+            await stop.urgent(delay)
+        _log.info("stopped")
+    finally:
+        await app.close()
+
+
+def _listeners(app: App, public: socket.socket, ops: socket.socket) -> tuple[Listening, Listening]:
     settings = app.snapshot.server
     grace = settings.shutdown_grace.total_seconds()
     idle = settings.keep_alive.total_seconds()
@@ -162,33 +187,18 @@ async def serve(
     refused = app.metrics.connection_refused
     outside = bounded(most, 4 * settings.max_body_bytes + MOST_HEAD, refused)
     inside = bounded(_OPS_CONNECTIONS, MOST_HEAD, refused)
-    outer = Listening(app.public, public, outside, idle=idle, grace=grace)
-    inner = Listening(app.ops, ops, inside, idle=5, grace=1)
-    try:
-        async with inner.opened() as ops_task, outer.opened() as public_task:
-            app.warm()
-            # What has been made so far lives as long as the process: the collector need not walk
-            # it again (a full walk held the loop for 40 ms).
-            gc.collect()
-            gc.freeze()
-            app.starting = False
-            _log.info("ready", public=url_of(public), ops=url_of(ops))
-            ready()
-            await _first(stop.asked(), ops_task, public_task)
-            app.load.draining = True
-            _log.info("draining", seconds=settings.drain_delay.total_seconds())
-            await stop.urgent(settings.drain_delay.total_seconds())
-        _log.info("stopped")
-    finally:
-        await app.close()
+    return (
+        Listening(app.public, public, outside, idle=idle, grace=grace),
+        Listening(app.ops, ops, inside, idle=5, grace=1),
+    )
 
 
-async def _first(asked: Coroutine[Any, Any, None], *servers: asyncio.Task[None]) -> None:
-    """Waits for the order to stop, or for a listener that stops without one."""
-    waiting = asyncio.create_task(asked)
+async def _any(*waits: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:
+    """Waits for the first of these. Tasks are left alone, what was begun here is not."""
+    tasks = {wait: asyncio.ensure_future(wait) for wait in waits}
     try:
-        await asyncio.wait([waiting, *servers], return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise ListenerEnded
+        await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        waiting.cancel()
+        for wait, task in tasks.items():
+            if wait is not task:
+                task.cancel()

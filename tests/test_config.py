@@ -137,7 +137,7 @@ def test_the_contracts_example_loads() -> None:
     ]
     assert list(snapshot.credentials) == ["checkout"]
     assert snapshot.keys == (SecretRef(file="/run/secrets/token-broker/seal-2026-11"),)
-    assert profile.secrets == {"api_key": SecretRef(file="/run/secrets/token-broker/nmi")}
+    assert profile.secrets == {"api_key": (SecretRef(file="/run/secrets/token-broker/nmi"),)}
     assert profile.fixed == {"api_key_in": "body", "api_key_header": "X-Api-Key"}
     (gateway,) = profile.open_settings
     assert gateway.template == {
@@ -561,7 +561,10 @@ def test_a_hole_where_nothing_fills_it_is_refused(changes: dict[str, JSON]) -> N
         ({"profiles__p__rotation": {"max_chain": "999999999d"}}, "/profiles/p/rotation/max_chain"),
         ({"profiles__p__parameters": {"k": {"type": "secret"}}}, "/profiles/p/parameters/k"),
         ({"keys": []} | {"profiles__p__rotation": {}}, "/keys"),
-        ({"state": {"url": {"env": "X"}}}, "/state"),
+        ({"state": {"url": "redis://127.0.0.1"}}, "/state/url"),
+        ({"state": {"url": {"env": "X"}, "timeout": "1s"}}, "/state/timeout"),
+        ({"state": {"url": {"env": "X"}, "prefix": "a b"}}, "/state/prefix"),
+        ({"state": {"url": {"env": "X"}}, "keys": []}, "/keys"),
         ({"server__trusted_proxies": ["10.0.0.1/8"]}, "/server/trusted_proxies/0"),
         ({"server__request_budget": "0s"}, "/server/request_budget"),
         ({"server__ops": {"port": 8080}}, "/server/ops/port"),

@@ -21,14 +21,15 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 FOREIGN = ("process_", "python_")
 OURS = {
     "operation", "profile", "outcome", "problem", "reason", "kind", "source", "upstream", "caller", "credential",
-    "version", "python", "digest", "le",
+    "version", "python", "digest", "slot", "le",
 }  # fmt: skip
 
 
 def used() -> Metrics:
     """Metrics in which everything has happened once."""
     metrics = Metrics()
-    metrics.started("1.0", "3.11", "abc", 1.0)
+    metrics.started("1.0", "3.11")
+    metrics.configured("abc", 1.0)
     metrics.ready(True)
     metrics.serves("session", "p")
     for outcome in Outcome:
@@ -46,6 +47,17 @@ def used() -> Metrics:
     metrics.access_token_held("c", 2.0, 1.0)
     metrics.lifetime_assumed("c")
     metrics.secret_read("env NMI", 1.0)
+    metrics.access_token_shared("c", "adopted")
+    metrics.store_answered("get", "ok")
+    metrics.store_up(False)
+    metrics.circuit("p", 2)
+    metrics.upstream_in_flight("p", 1)
+    metrics.upstream_shed("p", "circuit")
+    metrics.upstream_retried("p", "token")
+    metrics.secret_worked("env NMI", "newest", 1.0)
+    metrics.secret_refused("env NMI", "older")
+    metrics.reloaded("ok")
+    metrics.stale(True)
     metrics.shed.inc()
     metrics.in_flight.inc()
     return metrics

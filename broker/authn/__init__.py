@@ -8,7 +8,7 @@ must log nobody out. A credential that was shown and is bad never becomes `anony
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -62,8 +62,10 @@ class Door:
         metrics: Metrics,
         budget: float,
         spawn: Spawn | None = None,
+        before: Door | None = None,
     ) -> None:
         """budget: seconds for one question to others. spawn: the app's, that ends with it.
+        before: a door whose loaded key sets are taken over, where they are of the same place.
 
         Raises ConfigError with every secret and key set that does not do. Makes no network call.
         """
@@ -75,6 +77,9 @@ class Door:
         self._by_issuer: dict[str, list[JwtVerifier]] = {}
         self._introspectors: list[Introspector] = []
         self._forwards: list[ForwardAuth] = []
+        self.loaded: dict[Hashable, LoadedKeys] = {}
+        """By place: what a later door may take over."""
+        self._loaded_before = before.loaded if before else {}
         faults: list[Fault] = []
         for name, entry in callers.items():
             asking = Asking(name, transport, clock, metrics, budget)
@@ -111,7 +116,8 @@ class Door:
         except ValueError as exc:
             reason = "is no URL to discover keys from" if at == "issuer" else str(exc)
             raise ConfigError([Fault(pointer("callers", name, at), reason)]) from None
-        return LoadedKeys(
+        place = (name, entry.issuer, entry.jwks_url, entry.jwks_max_age, entry.jwks_cooldown)
+        self.loaded[place] = self._loaded_before.get(place) or LoadedKeys(
             name,
             load,
             max_age=entry.jwks_max_age,
@@ -120,13 +126,14 @@ class Door:
             metrics=self._metrics,
             spawn=self._spawn,
         )
+        return self.loaded[place]
 
-    def warm(self) -> None:
-        """Starts loading every key set, so that the first caller need not wait."""
-        for verifiers in self._by_issuer.values():
-            for verifier in verifiers:
-                if isinstance(verifier.source, LoadedKeys):
-                    verifier.source.warm()
+    async def warm(self) -> None:
+        """Loads every key set, so that the first caller need not wait. Never raises."""
+        for source in self.loaded.values():
+            source.warm()
+        for source in self.loaded.values():
+            await source.landed()
 
     async def authenticate(self, presented: Presented) -> Caller:
         """Who is asking. A bearer that was proven lately costs a digest and a look-up, no await.

@@ -140,6 +140,11 @@ class LoadedKeys:
         if self.current is None and self._may_load():
             _ = self._start()
 
+    async def landed(self) -> None:
+        """Waits for the load under way, if there is one."""
+        if self._flight is not None:
+            await asyncio.shield(self._flight)
+
     async def _first(self) -> KeySet:
         if self._under_way() or self._may_load():
             await asyncio.shield(self._start())

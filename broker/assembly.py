@@ -1,0 +1,306 @@
+"""What serves one configuration: made whole from a snapshot, and replaced whole by the next.
+
+Read it from top to bottom to know what the service is: access tokens, upstreams, use cases, the way
+in. What outlives a configuration (connections, memories, breakers, tokens of credentials that did
+not change) is given to it, or taken over from the one before. Makes no network call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import orjson
+from limits import RateLimitItem
+
+from broker import openapi
+from broker.api import Api, public_app
+from broker.audit import AuditLog
+from broker.authn import Door
+from broker.callbacks import Callbacks
+from broker.chains import Chains
+from broker.errors import ConfigError, Fault
+from broker.faults import pointer
+from broker.file import CredentialEntry, ForwardAuthCaller
+from broker.flights import Tasks, Turns
+from broker.gate import Gate, Load, Origins
+from broker.guard import Guard
+from broker.handles import Seal
+from broker.keyring import Keyring
+from broker.limits import RateLimits
+from broker.metrics import Metrics
+from broker.minting import Minting
+from broker.model import Secret
+from broker.presets import environment_of
+from broker.results import Results
+from broker.rollover import Rollover
+from broker.schedule import Clock
+from broker.shared import Shared
+from broker.snapshot import Profile, Snapshot, secret_refs
+from broker.state import State
+from broker.tokens import Cached
+from broker.upstreams.oauth import OAuth
+from broker.upstreams.preset import Upstream
+from broker.upstreams.transport import Transport
+
+_SEAL_BYTES = 32
+_SIGNATURE_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every configuration stands on, for as long as the process lives."""
+
+    clock: Clock
+    metrics: Metrics
+    audit: AuditLog
+    tasks: Tasks
+    load: Load
+    transport: Transport
+    keyring: Keyring
+    state: State
+    rates: RateLimits
+    turns: Turns[str] = field(default_factory=Turns)
+
+
+class Assembly:
+    """One snapshot, served."""
+
+    def __init__(self, snapshot: Snapshot, ground: Ground, before: Assembly | None = None) -> None:
+        """before: the one in force, whose parts are taken over where nothing they are made of
+        changed. Raises ConfigError for secrets that are unusable."""
+        server, keyring = snapshot.server, ground.keyring
+        budget = server.request_budget.total_seconds()
+        check_keys(snapshot, keyring)
+        self.snapshot = snapshot
+        self._ground = ground
+        self._secrets = {ref: keyring.get(ref) for _, ref in secret_refs(snapshot)}
+        self.guards: dict[tuple[str, RateLimitItem | None, int], Guard] = {}
+        self._guards_before = before.guards if before else {}
+        seal = Seal([one for ref in snapshot.keys for one in keyring.versions(ref)])
+        self.tokens = tokens = self._tokens(before)
+        sources = {
+            name: self._upstream(profile, tokens.get(profile.credential or ""), budget)
+            for name, profile in snapshot.profiles.items()
+        }
+        results = Results(ground.state, ground.audit, ground.tasks.spawn)
+        minting = Minting(
+            snapshot,
+            sources=sources,
+            tokens=tokens,
+            seal=seal,
+            state=ground.state,
+            limits=ground.rates,
+            results=results,
+            clock=ground.clock,
+            metrics=ground.metrics,
+            budget=budget,
+        )
+        chains = Chains(
+            snapshot,
+            minting,
+            sources=sources,
+            seal=seal,
+            state=ground.state,
+            results=results,
+            limits=ground.rates,
+            clock=ground.clock,
+            metrics=ground.metrics,
+            turns=ground.turns,
+            budget=budget,
+        )
+        callbacks = Callbacks(
+            snapshot,
+            sources=sources,
+            keyring=keyring,
+            results=results,
+            state=ground.state,
+            limits=ground.rates,
+            clock=ground.clock,
+            metrics=ground.metrics,
+            spawn=ground.tasks.spawn,
+        )
+        self.door = self._door(budget, before)
+        api = Api(
+            door=self.door,
+            minting=minting,
+            chains=chains,
+            callbacks=callbacks,
+            clock=ground.clock,
+            budget=budget,
+            known=frozenset(snapshot.profiles),
+            credentials=frozenset(snapshot.credentials),
+            max_body=server.max_body_bytes,
+            document=orjson.dumps(openapi.document()),
+        )
+        self.public = Gate(
+            public_app(api, budget),
+            origins=_origins(snapshot),
+            load=ground.load,
+            trusted_proxies=server.trusted_proxies,
+            clock=ground.clock,
+            metrics=ground.metrics,
+            audit=ground.audit,
+        )
+
+    def _guard(self, account: str, name: str, rate: RateLimitItem | None) -> Guard:
+        """The one guard of an account, which keeps its breaker over a reload."""
+        key = (account, rate, self.snapshot.calls_at_once)
+        if key not in self.guards:
+            ground = self._ground
+            self.guards[key] = self._guards_before.get(key) or Guard(
+                name,
+                clock=ground.clock,
+                metrics=ground.metrics,
+                limits=ground.rates,
+                rate=rate,
+                most=self.snapshot.calls_at_once,
+            )
+        return self.guards[key]
+
+    def _tokens(self, before: Assembly | None) -> dict[str, Cached]:
+        """Access tokens are kept over a reload: their credential reads its secrets anew itself."""
+        old = before.snapshot.credentials if before else {}
+        found = {}
+        for name, entry in self.snapshot.credentials.items():
+            guard = self._guard(f"credential {name}", name, entry.upstream_limit)
+            kept = before is not None and old.get(name) == entry
+            found[name] = (
+                before.tokens[name] if before and kept else self._cached(name, entry, guard)
+            )
+        return found
+
+    def _cached(self, name: str, entry: CredentialEntry, guard: Guard) -> Cached:
+        ground = self._ground
+        oauth = OAuth(
+            name,
+            entry,
+            ground.keyring,
+            ground.transport,
+            ground.clock,
+            ground.metrics,
+            guard,
+            ground.state.vault.name_of,
+        )
+        floor = entry.min_remaining.total_seconds() if entry.min_remaining else None
+        shared = Shared(
+            oauth,
+            ground.state.tokens,
+            ground.clock,
+            ground.metrics,
+            name,
+            entry.timeout.total_seconds(),
+            min_remaining=floor,
+            spawn=ground.tasks.spawn,
+        )
+        return Cached(
+            shared,
+            ground.clock,
+            ground.metrics,
+            name,
+            min_remaining=floor,
+            spawn=ground.tasks.spawn,
+        )
+
+    def _upstream(self, profile: Profile, tokens: Cached | None, budget: float) -> Upstream:
+        ground = self._ground
+        held = profile.preset.file.authorization.secrets
+        groups = {name: profile.secrets[name] for name in held if name in profile.secrets}
+        return Upstream(
+            profile,
+            rollover=Rollover(groups, ground.keyring, ground.clock, ground.metrics)
+            if groups
+            else None,
+            transport=ground.transport,
+            tokens=tokens,
+            guard=self._guard(profile.account, profile.name, profile.upstream_limit),
+            clock=ground.clock,
+            metrics=ground.metrics,
+            timeout=budget,
+        )
+
+    def _door(self, budget: float, before: Assembly | None) -> Door:
+        """The door, with what it has proven; a new one where anything about callers changed."""
+        snapshot, ground = self.snapshot, self._ground
+        if before is not None and self._same_callers(before):
+            return before.door
+        return Door(
+            snapshot.callers,
+            anonymous=snapshot.anonymous,
+            keyring=ground.keyring,
+            transport=ground.transport,
+            clock=ground.clock,
+            metrics=ground.metrics,
+            budget=budget,
+            spawn=ground.tasks.spawn,
+            before=before.door if before else None,
+        )
+
+    def _same_callers(self, before: Assembly) -> bool:
+        one, other = self.snapshot, before.snapshot
+        return (
+            (one.callers, one.anonymous) == (other.callers, other.anonymous)
+            and one.server.request_budget == other.server.request_budget
+            and all(
+                self._secrets[ref] == before._secrets.get(ref)
+                for at, ref in secret_refs(one)
+                if at.startswith("/callers/")
+            )
+        )
+
+
+def check_keys(snapshot: Snapshot, keyring: Keyring) -> None:
+    """What only the secrets themselves can show. Raises ConfigError with every fault."""
+    faults = [
+        Fault(f"/keys/{index}", f"{ref.source}: a sealing key has {_SEAL_BYTES} bytes or more")
+        for index, ref in enumerate(snapshot.keys)
+        if _length(keyring.get(ref)) < _SEAL_BYTES
+    ]
+    for profile in snapshot.profiles.values():
+        for setting, source, reason in _unfit_secrets(profile, keyring):
+            at = pointer("profiles", profile.name, setting)
+            faults.append(Fault(at, f"{source}: {reason}"))
+    if faults:
+        raise ConfigError(faults)
+
+
+def _unfit_secrets(profile: Profile, keyring: Keyring) -> Iterator[tuple[str, str, str]]:
+    """Keys of another environment than base_url's, and signature keys that can be guessed."""
+    file = profile.preset.file
+    found = environment_of(file, profile.base_url)
+    for setting, pattern in (file.environments[found[0]].secrets if found else {}).items():
+        for ref in profile.secrets.get(setting, ()):
+            if found and not re.search(pattern, keyring.get(ref).reveal()):
+                yield setting, ref.source, f"is no key of {found[0]}, where base_url leads"
+    if file.callbacks and file.callbacks.signature:
+        setting = file.callbacks.signature.secret
+        for ref in profile.secrets.get(setting, ()):
+            if _length(keyring.get(ref)) < _SIGNATURE_BYTES:
+                reason = f"a signature key has {_SIGNATURE_BYTES} bytes or more"
+                yield setting, ref.source, reason
+
+
+def _length(secret: Secret) -> int:
+    return len(secret.reveal().encode())
+
+
+def _origins(snapshot: Snapshot) -> Origins:
+    def uses_cookies(profile: Profile) -> bool:
+        entries = [snapshot.callers.get(name) for name in profile.callers]
+        return any(isinstance(e, ForwardAuthCaller) and "cookie" in e.headers for e in entries)
+
+    by_profile = {
+        name: dict.fromkeys(profile.origins, uses_cookies(profile))
+        for name, profile in snapshot.profiles.items()
+    }
+    together: dict[str, bool] = {}
+    for origins in by_profile.values():
+        for origin, credentials in origins.items():
+            together[origin] = together.get(origin, False) or credentials
+    return Origins(by_profile, together)
+
+
+def secrets_of(snapshot: Snapshot) -> Mapping[str, str]:
+    """Where each secret is from, for the log and the metrics."""
+    return {ref.source: at for at, ref in secret_refs(snapshot)}
