@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -352,6 +354,48 @@ def test_no_more_life_is_claimed_than_was_asked_for(fraction: float, life: float
         assert s.upstream.body["expires_on"] == "2026-11-20T12:30:00Z"
         assert answer["expires_at"] == "2026-11-20T12:30:00Z"
         assert answer["expires_in"] == int(life)
+
+    run(story, config("checkout/flow", **FLOW))
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_an_end_is_told_by_the_clock_that_judges_it(hours: int) -> None:
+    """Where the upstream's clock or ours was set by an hour, an end that lay in its past is told
+    once more by what its `Date` says, and from then on at once; the page's count is not touched."""
+
+    async def story(s: Shop) -> None:
+        ends: list[str] = []
+
+        def answer(request: httpx2.Request) -> httpx2.Response:
+            there = s.told.clock.now() + timedelta(hours=hours)
+            date = {"date": format_datetime(there, usegmt=True)}
+            ends.append(s.upstream.body["expires_on"])
+            life = datetime.fromisoformat(ends[-1]) - there
+            good = timedelta(0) < life <= timedelta(minutes=30)
+            return httpx2.Response(201 if good else 422, json={"id": "ps_1"}, headers=date)
+
+        s.upstream.answer = answer
+        for _ in range(2):
+            minted = await s.told.mint({}, "p", token=s.token())
+            assert (minted.status_code, minted.json()["expires_in"]) == (201, 1800)
+        theirs = "2026-11-20T11:30:00Z" if hours < 0 else "2026-11-20T13:30:00Z"
+        assert ends == ["2026-11-20T12:30:00Z", theirs, theirs]
+
+    run(story, config("checkout/flow", **FLOW))
+
+
+def test_a_refusal_of_something_else_is_not_repeated() -> None:
+    """The same clocks, or a clock that was known to differ: one call."""
+
+    async def story(s: Shop) -> None:
+        there = s.told.clock.now() + timedelta(hours=1)
+        date = {"date": format_datetime(there, usegmt=True)}
+        s.upstream.answer = lambda _: httpx2.Response(201, json={"id": "ps_1"}, headers=date)
+        assert (await s.told.mint({}, "p", token=s.token())).status_code == 201
+        s.upstream.answer = lambda _: httpx2.Response(422, json={}, headers=date)
+        s.upstream.requests.clear()
+        assert (await s.told.mint({}, "p", token=s.token())).status_code >= 400
+        assert len(s.upstream.requests) == 1
 
     run(story, config("checkout/flow", **FLOW))
 

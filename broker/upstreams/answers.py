@@ -21,7 +21,7 @@ from broker.schedule import rfc3339
 from broker.strict import Unreadable, read_json
 from broker.upstreams.transport import Answer
 
-_SKEW = timedelta(seconds=30)
+SKEW = timedelta(seconds=30)
 """A Date field this far from our clock means that one is wrong; an absolute expiry then counts from
 theirs, as it was made with it."""
 _MOST_TOKEN = 16384
@@ -112,7 +112,7 @@ def _life(
     elif expiry.kind == "seconds":
         lifetime = timedelta(seconds=_number(value))
     else:
-        lifetime = _instant(value, expiry.kind) - _reference(answer, wall)
+        lifetime = _instant(value, expiry.kind) - reference(answer, wall)
     if lifetime <= timedelta(0):
         raise UpstreamNonsense("The upstream's session is over before it began.")
     lifetime = min(lifetime, expiry.most)
@@ -161,10 +161,10 @@ def _date(text: str) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def _reference(answer: Answer, wall: datetime) -> datetime:
+def reference(answer: Answer, wall: datetime) -> datetime:
     """The clock that an absolute expiry was made with: the upstream's where ours differs."""
     try:
         theirs = _date(answer.headers["date"])
     except (KeyError, ValueError, TypeError, IndexError, OverflowError):
         return wall
-    return theirs if abs(theirs - wall) > _SKEW else wall
+    return theirs if abs(theirs - wall) > SKEW else wall

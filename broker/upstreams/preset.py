@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
-from broker.errors import BrokerError, HandleExpired, UpstreamNonsense
+from broker.errors import (
+    BrokerError,
+    HandleExpired,
+    InvalidParameters,
+    UpstreamNonsense,
+    UpstreamRefused,
+)
 from broker.guard import Guard
 from broker.holes import ABSENT, value_at
 from broker.metrics import Metrics
@@ -22,12 +29,13 @@ from broker.presets.vocabulary import VERBATIM
 from broker.rollover import Rollover
 from broker.schedule import Clock, rfc3339
 from broker.snapshot import Profile
-from broker.upstreams.answers import first_at, session_of, shown, tree_of
+from broker.upstreams.answers import SKEW, first_at, reference, session_of, shown, tree_of
 from broker.upstreams.refusals import Busy, Done, refusal_of
 from broker.upstreams.sending import Attempt, Call, Sender
 from broker.upstreams.transport import Answer, Transport
 
 _log = structlog.get_logger("upstream")
+V = TypeVar("V")
 _BUSY_WAITS = (0.2, 0.4, 0.8)
 """Seconds before another try where somebody else works on the session: other callers of the
 upstream, as our own calls about one session take turns."""
@@ -67,6 +75,8 @@ class Upstream:
             metrics=metrics,
         )
         self._timeout = timeout
+        self._ahead = timedelta(0)
+        """What the upstream's clock said lately beyond ours, where that was more than seconds."""
 
     def _deadline(self, grant: Grant) -> float:
         return min(grant.facts.deadline, self._clock.monotonic() + self._timeout)
@@ -80,23 +90,38 @@ class Upstream:
         sent = self._clock.monotonic()
         wall = self._clock.now()
         lifetime = self._lifetime(grant, wall)
-        if lifetime is not None:
-            values["expires_at"] = rfc3339(wall + lifetime)
 
         def parse(answer: Answer) -> ComponentSession:
+            now = self._clock.now()
+            self._ahead = reference(answer, now) - now
             self._expect(answer, self._file.answer.statuses, None)
             return session_of(self._file, answer, sent, wall, lifetime)
 
         attempt, deadline = Attempt(), self._deadline(grant)
-        request = self._file.request
+        call = Call("session", self._file.request, values, parse, deadline, attempt, priority)
         try:
-            return await self._sender.send(
-                Call("session", request, values, parse, deadline, attempt, priority)
-            )
+            if lifetime is None:
+                return await self._sender.send(call)
+            return await self._send_with_end(call, wall + lifetime)
         except (BrokerError, asyncio.CancelledError):
             if attempt.sent:
                 self._metrics.mint_unknown(self._name)  # a session may have been made
             raise
+
+    async def _send_with_end(self, call: Call[V], end: datetime) -> V:
+        """Tells the end that is asked for by the upstream's clock; once more where it was refused
+        and one of the clocks proved to have been set, as that end may lie in its past."""
+
+        def ending() -> Call[V]:
+            return replace(call, values={**call.values, "expires_at": rfc3339(end + self._ahead)})
+
+        ahead = self._ahead
+        try:
+            return await self._sender.send(ending())
+        except (UpstreamRefused, InvalidParameters):
+            if abs(self._ahead - ahead) <= SKEW:
+                raise
+            return await self._sender.send(ending())
 
     def _lifetime(self, grant: Grant, wall: datetime) -> timedelta | None:
         """The life that the profile gives a session, to a whole second as it is told upstream."""
