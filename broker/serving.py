@@ -122,6 +122,10 @@ class Stop:
             self._at_once.set()
         self._asked.set()
 
+    @property
+    def is_asked(self) -> bool:
+        return self._asked.is_set()
+
     async def asked(self) -> None:
         await self._asked.wait()
 
@@ -163,10 +167,11 @@ async def serve(
             # it again (a full walk held the loop for 40 ms).
             gc.collect()
             gc.freeze()
-            app.starting = False
-            app.watch()
-            _log.info("ready", public=url_of(public), ops=url_of(ops))
-            ready()
+            if not stop.is_asked:
+                app.starting = False
+                app.watch()
+                _log.info("ready", public=url_of(public), ops=url_of(ops))
+                ready()
             await _any(stop.asked(), ops_task, public_task)
             if ops_task.done() or public_task.done():
                 raise ListenerEnded

@@ -175,6 +175,57 @@ def test_interrupt_ends_at_once_with_0(tmp_path: Path, upstreams: str) -> None:
         assert broker.end(signal.SIGINT) == 0
 
 
+WARM = """
+credentials:
+  checkout:
+    token_url: %s/checkout/access/connect/token
+    client_id: {env: CLIENT}
+    client_secret: {env: CLIENT_SECRET}
+"""
+CLIENT = {"CLIENT": "ack_sandbox", "CLIENT_SECRET": "sandbox+secret/with=chars=="}
+
+
+@contextlib.contextmanager
+def warming(tmp_path: Path, upstreams: str, warm_up: str) -> Iterator[Process]:
+    path = tmp_path / "broker.yaml"
+    text = (CONFIG % ("0s", upstreams)) + WARM % upstreams
+    path.write_text(text.replace("server:", f"server:\n  warm_up: {warm_up}", 1))
+    with process("serve", "-c", str(path), env={**ENV, **CLIENT}) as told:
+        yield told
+
+
+def test_ready_is_warm(tmp_path: Path, upstreams: str) -> None:
+    """Before the process says that it is ready it has fetched its access tokens."""
+    with warming(tmp_path, upstreams, "10s") as broker:
+        _, ops = broker.ready()
+        assert httpx2.get(f"{upstreams}/_sandbox/calls").json()["checkout.token"] == 1
+        assert httpx2.get(f"{ops}/readyz").status_code == 200
+        assert broker.end() == 0
+
+
+def test_a_dead_token_endpoint_delays_no_start_for_long(tmp_path: Path, upstreams: str) -> None:
+    """It is ready once `warm_up` is over, whatever came of it."""
+    hang = {"operation": "checkout.token", "kind": "hang"}
+    httpx2.post(f"{upstreams}/_sandbox/faults", json=hang)
+    with warming(tmp_path, upstreams, "1s") as broker:
+        public, _ = broker.ready()
+        assert httpx2.post(f"{public}/v1/profiles/p/sessions").status_code == 201
+        assert broker.end() == 0
+
+
+def test_a_signal_while_it_warms_up_ends_it(tmp_path: Path, upstreams: str) -> None:
+    """SIGTERM is obeyed before the process was ever ready, with status 0."""
+    hang = {"operation": "checkout.token", "kind": "hang"}
+    httpx2.post(f"{upstreams}/_sandbox/faults", json=hang)
+    with warming(tmp_path, upstreams, "60s") as broker:
+        until = time.monotonic() + DEADLINE
+        while not httpx2.get(f"{upstreams}/_sandbox/calls").json().get("checkout.token"):
+            assert time.monotonic() < until
+        began = time.monotonic()
+        assert broker.end() == 0
+        assert time.monotonic() - began < 10
+
+
 def test_a_taken_port_is_said_in_words(tmp_path: Path, upstreams: str) -> None:
     """A port in use ends the start with 71 and a line that names it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
