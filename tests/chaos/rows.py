@@ -1,0 +1,26 @@
+"""The table: every row, in the order of the report."""
+
+from __future__ import annotations
+
+from tests.chaos import (
+    races,
+    rolling,
+    rows_files,
+    rows_names,
+    rows_process,
+    rows_store,
+    rows_upstream,
+    soak,
+)
+from tests.chaos.stage import Row
+
+ROWS: list[Row] = [
+    *rows_upstream.ROWS,
+    *rows_names.ROWS,
+    *rows_store.ROWS,
+    *rows_process.ROWS,
+    *rows_files.ROWS,
+    *races.ROWS,
+    *rolling.ROWS,
+    *soak.ROWS,
+]
