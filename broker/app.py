@@ -17,7 +17,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from broker import __version__
-from broker.assembly import Assembly, Ground
+from broker.assembly import Assembly, Ground, check_keys
 from broker.audit import AuditLog
 from broker.errors import ConfigError, Fault
 from broker.flights import Tasks
@@ -26,7 +26,7 @@ from broker.keyring import Keyring, Reading
 from broker.limits import RateLimits
 from broker.metrics import Metrics
 from broker.ops import ops_app
-from broker.reload import Watch, digest_of
+from broker.reload import Watch
 from broker.schedule import Clock, SystemClock
 from broker.snapshot import Snapshot, secret_refs
 from broker.state import State, Store, Vault
@@ -60,19 +60,21 @@ class App:
         self.load = load = Load(snapshot.server.max_in_flight)
         metrics.in_flight.set_function(lambda: load.in_flight)
         self.starting = True
+        self.needs_restart = False
+        """Is something in force that a restart only can put there?"""
         self._base = base
         self._audit = audit if audit is not None else AuditLog()
         metrics.lines_lost.set_function(lambda: self._audit.lost)
         self._tasks = tasks = Tasks()
-        files = digest_of(self._files(snapshot)) if path else b""  # before they are read
         self._keyring = keyring = Keyring(secret_refs(snapshot), base, env)
-        vault = Vault([one for ref in snapshot.keys for one in keyring.versions(ref)])
+        check_keys(snapshot, keyring)
+        vault = Vault([keyring.get(ref) for ref in snapshot.keys])
+        self._store = store = store or self._shared_store(snapshot, vault)
         self._transport = transport = transport or AiohttpTransport(
             tls=_tls(snapshot, base),
             max_connections=snapshot.max_connections,
             idle_seconds=snapshot.idle_seconds,
         )
-        self._store = store = store or self._shared_store(snapshot, vault)
         self._ground = Ground(
             clock=clock,
             metrics=metrics,
@@ -84,11 +86,16 @@ class App:
             state=State(clock, tasks.spawn, vault, store),
             rates=RateLimits(clock, store),
         )
-        self._assembly = Assembly(snapshot, self._ground)
+        try:
+            self._assembly = Assembly(snapshot, self._ground)
+        except BaseException:
+            if isinstance(transport, AiohttpTransport):
+                transport.abandon()
+            raise
         self.ops = ops_app(metrics, lambda: self.snapshot.digest, self.why_not_ready)
         metrics.started(__version__, platform.python_version())
         self._announce()
-        self._watch = Watch(path, files, self) if path is not None else None
+        self._watch = Watch(path, self) if path and snapshot.server.reload_interval else None
         if self._watch is not None:
             keyring.reread = self._watch.now
 
@@ -105,17 +112,22 @@ class App:
         """The public ASGI application."""
         await self._assembly.public(scope, receive, send)
 
-    def watched(self) -> list[Path]:
-        """The files that the configuration in force was read from, besides its own."""
-        return self._files(self.snapshot)
-
-    def _files(self, snapshot: Snapshot) -> list[Path]:
-        refs = [ref for _, ref in secret_refs(snapshot)]
-        return [*snapshot.files, *(self._base / ref.file for ref in refs if ref.file)]
-
     def read(self, snapshot: Snapshot) -> Reading:
         """The secrets of a new version; may run in another thread. Raises ConfigError."""
         return self._keyring.read(secret_refs(snapshot))
+
+    def holds(self, reading: Reading) -> bool:
+        """Are these the secrets in force?"""
+        return self._keyring.held == reading.values
+
+    def for_upstreams(self, reading: Reading) -> bool:
+        """Are the secrets that changed those that upstreams are shown, and no others?"""
+        held = self._keyring.held
+        return all(
+            at.startswith(("/credentials/", "/profiles/"))
+            for at, ref in secret_refs(self.snapshot)
+            if reading.values.get(ref) != held.get(ref)
+        )
 
     def adopt(self, snapshot: Snapshot, reading: Reading) -> bool:
         """Puts a new version in force, in one piece or not at all. Whether a secret changed.
@@ -129,12 +141,14 @@ class App:
         except BaseException:
             self._keyring.restore(held)
             raise
-        self._ground.state.vault.replace(
-            [one for ref in snapshot.keys for one in self._keyring.versions(ref)]
-        )
+        self._ground.state.vault.replace([self._keyring.get(ref) for ref in snapshot.keys])
+        self._assembly.retire(assembly, hope=bool(changed))
         self.load.max_in_flight = snapshot.server.max_in_flight
         self._assembly = assembly
         self._announce()
+        if snapshot.state is not None and snapshot.state.url in changed:
+            self.needs_restart = True
+            _log.error("takes_a_restart", setting="/state/url", why="the store stays connected")
         return bool(changed)
 
     def _announce(self) -> None:
@@ -164,7 +178,7 @@ class App:
 
     def watch(self) -> None:
         """Begins to look after the files."""
-        if self._watch is not None and self.snapshot.server.reload_interval:
+        if self._watch is not None:
             _ = self._tasks.spawn(self._watch.run())
 
     async def close(self) -> None:
@@ -204,6 +218,7 @@ def _changeable(old: Snapshot, new: Snapshot) -> None:
             "/server/max_connections": server.max_connections,
             "/server/max_body_bytes": server.max_body_bytes,
             "/server/keep_alive": server.keep_alive,
+            "/server/shutdown_grace": server.shutdown_grace,
             "/server/reload_interval": server.reload_interval,
             "/outbound": (
                 snapshot.outbound_ca,

@@ -8,7 +8,7 @@ not change) is given to it, or taken over from the one before. Makes no network 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import orjson
@@ -28,6 +28,7 @@ from broker.gate import Gate, Load, Origins
 from broker.guard import Guard
 from broker.handles import Seal
 from broker.keyring import Keyring
+from broker.kinds import SecretRef
 from broker.limits import RateLimits
 from broker.metrics import Metrics
 from broker.minting import Minting
@@ -76,10 +77,13 @@ class Assembly:
         self.snapshot = snapshot
         self._ground = ground
         self._secrets = {ref: keyring.get(ref) for _, ref in secret_refs(snapshot)}
-        self.guards: dict[tuple[str, RateLimitItem | None, int], Guard] = {}
+        self.guards: dict[str, Guard] = {}
+        self._limits: dict[str, RateLimitItem | None] = {}
         self._guards_before = before.guards if before else {}
-        seal = Seal([one for ref in snapshot.keys for one in keyring.versions(ref)])
+        seal = Seal([keyring.get(ref) for ref in snapshot.keys])
+        self.rollovers: dict[Hashable, Rollover] = {}
         self.tokens = tokens = self._tokens(before)
+        self._rollovers_before = before.rollovers if before else {}
         sources = {
             name: self._upstream(profile, tokens.get(profile.credential or ""), budget)
             for name, profile in snapshot.profiles.items()
@@ -144,45 +148,62 @@ class Assembly:
             audit=ground.audit,
         )
 
-    def _guard(self, account: str, name: str, rate: RateLimitItem | None) -> Guard:
+    def _guard(
+        self, account: str, name: str, rate: RateLimitItem | None, *, paced: bool = False
+    ) -> Guard:
         """The one guard of an account, which keeps its breaker over a reload."""
-        key = (account, rate, self.snapshot.calls_at_once)
-        if key not in self.guards:
+        self._limits[account] = rate
+        if account not in self.guards:
             ground = self._ground
-            self.guards[key] = self._guards_before.get(key) or Guard(
+            self.guards[account] = self._guards_before.get(account) or Guard(
                 name,
+                account=account,
+                paced=paced,
                 clock=ground.clock,
                 metrics=ground.metrics,
                 limits=ground.rates,
                 rate=rate,
                 most=self.snapshot.calls_at_once,
             )
-        return self.guards[key]
+        return self.guards[account]
 
     def _tokens(self, before: Assembly | None) -> dict[str, Cached]:
         """Access tokens are kept over a reload: their credential reads its secrets anew itself."""
-        old = before.snapshot.credentials if before else {}
-        found = {}
+        ground, found = self._ground, {}
         for name, entry in self.snapshot.credentials.items():
-            guard = self._guard(f"credential {name}", name, entry.upstream_limit)
-            kept = before is not None and old.get(name) == entry
-            found[name] = (
-                before.tokens[name] if before and kept else self._cached(name, entry, guard)
+            place = ("credential", name)
+            # what is asked for here are the flights of one cache, which makes its own pauses
+            guard = self._guard(
+                f"credential {name}", f"token:{name}", entry.upstream_limit, paced=True
             )
+            if before is not None and self._same_client(name, before):
+                self.rollovers[place] = before.rollovers[place]
+                found[name] = before.tokens[name]
+                continue
+            oauth = OAuth(
+                name,
+                entry,
+                ground.keyring,
+                ground.transport,
+                ground.clock,
+                ground.metrics,
+                guard,
+                ground.state.vault.name_of,
+            )
+            self.rollovers[place] = oauth.rollover
+            found[name] = self._cached(name, entry, oauth)
         return found
 
-    def _cached(self, name: str, entry: CredentialEntry, guard: Guard) -> Cached:
+    def _same_client(self, name: str, before: Assembly) -> bool:
+        """Tokens belong to a client: another id, though it be in the same file, is another one."""
+        entry = self.snapshot.credentials[name]
+        if before.snapshot.credentials.get(name) != entry:
+            return False
+        id_ = entry.client_id
+        return self._secrets[id_] == before._secrets.get(id_)
+
+    def _cached(self, name: str, entry: CredentialEntry, oauth: OAuth) -> Cached:
         ground = self._ground
-        oauth = OAuth(
-            name,
-            entry,
-            ground.keyring,
-            ground.transport,
-            ground.clock,
-            ground.metrics,
-            guard,
-            ground.state.vault.name_of,
-        )
         floor = entry.min_remaining.total_seconds() if entry.min_remaining else None
         shared = Shared(
             oauth,
@@ -209,9 +230,7 @@ class Assembly:
         groups = {name: profile.secrets[name] for name in held if name in profile.secrets}
         return Upstream(
             profile,
-            rollover=Rollover(groups, ground.keyring, ground.clock, ground.metrics)
-            if groups
-            else None,
+            rollover=self._rollover(profile, groups) if groups else None,
             transport=ground.transport,
             tokens=tokens,
             guard=self._guard(profile.account, profile.name, profile.upstream_limit),
@@ -219,6 +238,34 @@ class Assembly:
             metrics=ground.metrics,
             timeout=budget,
         )
+
+    def _rollover(self, profile: Profile, groups: Mapping[str, tuple[SecretRef, ...]]) -> Rollover:
+        """Which knows the earlier values of secrets, so is kept for one address only: what was in a
+        file when it meant another one is not shown to this one."""
+        place = (profile.preset.name, profile.base_url, tuple(groups.items()))
+        if place not in self.rollovers:
+            ground = self._ground
+            self.rollovers[place] = self._rollovers_before.get(place) or Rollover(
+                groups, ground.keyring, ground.clock, ground.metrics
+            )
+        return self.rollovers[place]
+
+    def retire(self, successor: Assembly, *, hope: bool) -> None:
+        """Another one is in force: what that has not taken over reads no more secrets and fetches
+        nothing behind. hope: a secret changed, so what was refused may be taken now."""
+        for account, rate in successor._limits.items():
+            successor.guards[account].rate = rate
+        for place, rollover in self.rollovers.items():
+            if successor.rollovers.get(place) is not rollover:
+                rollover.freeze()
+        for name, tokens in self.tokens.items():
+            if successor.tokens.get(name) is not tokens:
+                tokens.retire()
+        if hope:
+            for guard in successor.guards.values():
+                guard.hope()
+            for tokens in successor.tokens.values():
+                tokens.hope()
 
     def _door(self, budget: float, before: Assembly | None) -> Door:
         """The door, with what it has proven; a new one where anything about callers changed."""
@@ -299,8 +346,3 @@ def _origins(snapshot: Snapshot) -> Origins:
         for origin, credentials in origins.items():
             together[origin] = together.get(origin, False) or credentials
     return Origins(by_profile, together)
-
-
-def secrets_of(snapshot: Snapshot) -> Mapping[str, str]:
-    """Where each secret is from, for the log and the metrics."""
-    return {ref.source: at for at, ref in secret_refs(snapshot)}

@@ -60,12 +60,21 @@ class Breaker:
     """
 
     def __init__(
-        self, name: str, *, clock: Clock, metrics: Metrics, draw: Callable[[], float]
+        self,
+        name: str,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        draw: Callable[[], float],
+        paced: bool = False,
     ) -> None:
+        """paced: whoever calls makes pauses of their own after a failure, so that each of their
+        calls is as good as a probe."""
         self._name = name
         self._clock = clock
         self._metrics = metrics
         self._draw = draw
+        self._paced = paced
         self._generation = 0
         self._failures = 0
         self._openings = 0
@@ -80,7 +89,7 @@ class Breaker:
         while somebody else probes."""
         if self._until is None:
             return self._generation
-        left = self._until - self._clock.monotonic()
+        left = 0.0 if self._paced else self._until - self._clock.monotonic()
         if left > 0 or self._probing:
             self._metrics.upstream_shed(self._name, "circuit")
             raise self._refusal(max(left, PROBE_WAIT if self._probing else 0.0))
@@ -88,6 +97,10 @@ class Breaker:
         self._generation += 1
         self._metrics.circuit(self._name, HALF_OPEN)
         return self._generation
+
+    def stands(self, ticket: int) -> bool:
+        """Has nothing changed since that ticket was given?"""
+        return ticket == self._generation
 
     def good(self, ticket: int) -> None:
         """The upstream did what it was asked for."""
@@ -116,6 +129,11 @@ class Breaker:
         """A failure that several calls showed together, each of which was neither by itself."""
         if self._until is None or (self._clock.monotonic() >= self._until and not self._probing):
             self.bad(self._generation, error)
+
+    def hope(self) -> None:
+        """What was refused may be taken now: a probe may go out at once."""
+        if isinstance(self._why, UpstreamRefused) and self._until is not None:
+            self._until = min(self._until, self._clock.monotonic())
 
     def _open(self, error: BrokerError) -> None:
         self._openings += 1

@@ -32,7 +32,7 @@ from broker.limits import RateLimits
 from broker.metrics import Metrics
 from broker.model import JSON, Priority, Secret
 from broker.presets import vocabulary
-from broker.results import Results
+from broker.results import HINT, Results
 from broker.schedule import Clock
 from broker.snapshot import Profile, Snapshot
 from broker.state import State
@@ -71,7 +71,11 @@ class Callbacks:
     ) -> None:
         self._profiles = snapshot.profiles
         self._sources = sources
-        self._keyring = keyring
+        self._keys = {
+            name: [keyring.get(ref) for ref in profile.secrets.get(how.signature.secret, ())]
+            for name, profile in snapshot.profiles.items()
+            if (how := profile.preset.file.callbacks) and how.signature
+        }
         self._results = results
         self._state = state
         self._limits = limits
@@ -136,11 +140,10 @@ class Callbacks:
         given = headers.get(signature.header.lower().encode()) if signature else None
         if signature is None or given is None:
             return False
-        refs = profile.secrets.get(signature.secret, ())
-        keys = [one for ref in refs for one in self._keyring.versions(ref)]
+        keys = self._keys.get(profile.name, ())
         if not any(_is_good(key, given, raw) for key in keys):
             self._metrics.called_back(profile.name, "event", "refused")
-            raise Unauthenticated(cause="signature" if refs else f"no {signature.secret}")
+            raise Unauthenticated(cause="signature" if keys else f"no {signature.secret}")
         return True
 
     async def _event(
@@ -190,7 +193,7 @@ class Callbacks:
         try:
             for wait in (*_WAITS, None):
                 try:
-                    outcome = await self._read(profile, session_id, "callback")
+                    outcome = await self._read(profile, session_id, HINT)
                 except BrokerError as exc:
                     _log.warning("not_read", profile=profile.name, slug=exc.slug, cause=exc.cause)
                 if outcome in ("verified", "unknown") or wait is None:
@@ -208,7 +211,7 @@ class Callbacks:
         """verified: it is over; open: not yet; unknown: the upstream knows no such session."""
         upstream = self._sources[profile.name]
         # a hint is read again in a moment anyway; an event's sender waits
-        priority = Priority.PERSON if source == "webhook" else Priority.REFRESH
+        priority = Priority.REFRESH if source == HINT else Priority.PERSON
         try:
             acted = await self._results.read(
                 profile,

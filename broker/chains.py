@@ -21,6 +21,7 @@ from broker.errors import (
     InvalidParameters,
     NotPermitted,
     OriginNotAllowed,
+    Overloaded,
     RotationNotSupported,
     UpstreamError,
 )
@@ -28,7 +29,7 @@ from broker.flights import Turns
 from broker.handles import Handle, Seal, bound_of
 from broker.limits import RateLimits
 from broker.metrics import Metrics
-from broker.minting import CLAIM_MARGIN, MAY_BE_SET_BACK, Minting, Served
+from broker.minting import MAY_BE_SET_BACK, PATIENCE, Minting, Served
 from broker.model import JSON, Acted, Caller, Facts, Grant, Minted, observed
 from broker.results import Results
 from broker.schedule import Clock
@@ -100,12 +101,11 @@ class Chains:
                 handle.id,
                 lambda: self._succeed(profile, grant, handle),
                 keep=lambda minted: self._kept(profile, minted),
-                seconds=self._budget + CLAIM_MARGIN,
-                patience=self._budget / 2,
+                patience=self._budget * PATIENCE,
                 fits=self._minting.lives,
                 also=lambda: [state.spent.noted(handle.id, True, self._spent_for(profile, handle))],
             )
-        except UpstreamError:
+        except (UpstreamError, Overloaded):
             self._metrics.rotated(profile.name, "failed")
             raise
         if await state.ended.get(handle.chain):

@@ -8,7 +8,7 @@ widen access. What the file says is told by `file.py`; what it means, across its
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from broker.file import (
     CredentialEntry,
     ProfileEntry,
 )
+from broker.files import bytes_of
 from broker.presets import Preset, load_preset
 from broker.presets.shorthand import spelt_out
 from broker.profiles import make_profile, read_settings
@@ -37,9 +38,9 @@ M = TypeVar("M", bound=BaseModel)
 def load(path: Path) -> Snapshot:
     """The file at `path`. Raises ConfigError with every fault."""
     try:
-        raw = path.read_bytes()
-    except OSError as exc:
-        raise ConfigError([Fault("", f"cannot be read: {exc.strerror}")]) from None
+        raw = bytes_of(path)
+    except ValueError as exc:
+        raise ConfigError([Fault("", str(exc))]) from None
     return parse(raw, path.parent)
 
 
@@ -57,12 +58,16 @@ def parse(raw: bytes, base: Path) -> Snapshot:
         raise ConfigError([Fault("", where + exc.reason)]) from None
     if not isinstance(tree, dict):
         raise ConfigError([Fault("", "must be a mapping with `callers` and `profiles`")])
-    return _Reading(tree, base).snapshot(digest_of_config(raw))
+    return _Reading(tree, base).snapshot(raw)
 
 
-def digest_of_config(raw: bytes) -> str:
-    """The identity of a configuration, as metrics and `/version` tell it."""
-    return hashlib.sha256(raw).hexdigest()[:12]
+def digest_of_config(raw: bytes, presets: Iterable[str]) -> str:
+    """The identity of a configuration, as metrics and `/version` tell it: of its file, and of the
+    texts of the presets beside it."""
+    found = hashlib.sha256(raw)
+    for text in presets:
+        found.update(hashlib.sha256(text.encode()).digest())
+    return found.hexdigest()[:12]
 
 
 class _Reading:
@@ -74,7 +79,7 @@ class _Reading:
         self.presets: dict[str, Preset] = {}
         self.faults: list[Fault] = []
 
-    def snapshot(self, digest: str) -> Snapshot:
+    def snapshot(self, raw: bytes) -> Snapshot:
         sections = ("callers", "credentials", "profiles")
         rest = {name: value for name, value in self.tree.items() if name not in sections}
         top = self._model(ConfigFile, rest, "") or ConfigFile()
@@ -86,8 +91,9 @@ class _Reading:
         Together(self.tree, callers, credentials, profiles, self.faults).check(top)
         if self.faults:
             raise ConfigError(self.faults)
+        own = [(n, one) for n, one in self.presets.items() if n.startswith((".", "/"))]
         return Snapshot(
-            digest=digest,
+            digest=digest_of_config(raw, [one.text for _, one in own]),
             server=top.server,
             outbound_ca=top.outbound.ca_file,
             max_connections=top.outbound.max_connections,
@@ -99,7 +105,7 @@ class _Reading:
             anonymous=top.insecure_anonymous,
             credentials=credentials,
             profiles=profiles,
-            files=tuple(self.base / name for name in self.presets if name.startswith((".", "/"))),
+            files=tuple(self.base / name for name, _ in own),
         )
 
     def fault(self, at: str, reason: str) -> None:

@@ -121,7 +121,7 @@ class Outbound(Strict):
         default=timedelta(seconds=55), description="keep unused connections this long"
     )
     max_in_flight: int = Field(
-        default=256, ge=1, description="calls of one upstream account at once; more are shed"
+        default=128, ge=1, description="calls of one upstream account at once; more are shed"
     )
 
 

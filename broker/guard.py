@@ -11,8 +11,9 @@ was certainly not sent. On the way of a call to a well upstream it neither waits
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import structlog
@@ -21,6 +22,7 @@ from limits import RateLimitItem
 from broker.breaker import Breaker, NotForThis, unwell
 from broker.errors import (
     BrokerError,
+    CallerError,
     Overloaded,
     Throttled,
     UpstreamTimeout,
@@ -62,24 +64,29 @@ class Guard:
         self,
         name: str,
         *,
+        account: str,
         clock: Clock,
         metrics: Metrics,
         limits: RateLimits,
         rate: RateLimitItem | None,
         most: int,
         draw: Callable[[], float] = random.random,
+        paced: bool = False,
     ) -> None:
-        """rate: the outbound budget, shared with other replicas where `limits` is; None for none.
-        most: calls at once. draw: for jitter, from 0 to 1."""
+        """name: the metrics' word. account: what the budget is counted by, on all replicas. rate:
+        the outbound budget, shared with other replicas where `limits` is; None for none. most:
+        calls at once, and people who wait for a credential to call with. draw: for jitter, from 0
+        to 1. paced: see `Breaker`."""
         self._name = name
+        self._account = account
         self._clock = clock
         self._metrics = metrics
         self._limits = limits
-        self._rate = rate
+        self.rate = rate
         self._places = [max(1, int(most * _OF_BUDGET[one])) for one in Priority]
         self._draw = draw
-        self._breaker = Breaker(name, clock=clock, metrics=metrics, draw=draw)
-        self._in_flight = 0
+        self._breaker = Breaker(name, clock=clock, metrics=metrics, draw=draw, paced=paced)
+        self._in_flight = self._waiting = 0
         self._cool_until = float("-inf")
         self._throttled = 0
 
@@ -99,29 +106,65 @@ class Guard:
         deadline: monotonic seconds at which all of it must be over. operation: the metrics' word.
         again: pure; is also asked about an answer that does not come, before the call.
         """
+        self._may_ask(deadline)
+        ticket, out = self._breaker.enter(), False
+
+        async def attempt(seconds: float) -> V:
+            nonlocal out
+            out = True
+            try:
+                return await work(seconds)
+            except BrokerError:
+                out = False
+                raise
+
+        try:
+            value = await self._attempts(attempt, ticket, deadline, priority, operation, again)
+        except BaseException as exc:
+            # the request's own deadline may cut a call off before the call's does
+            late = out and self._clock.monotonic() >= deadline - LEAST
+            self._judge(ticket, _LATE if late and isinstance(exc, asyncio.CancelledError) else exc)
+            raise
+        self._breaker.good(ticket)
+        self._throttled = 0
+        return value
+
+    async def _attempts(
+        self,
+        work: Callable[[float], Coroutine[Any, Any, V]],
+        ticket: int,
+        deadline: float,
+        priority: Priority,
+        operation: str,
+        again: Callable[[BrokerError], bool],
+    ) -> V:
+        """One call, which the breaker judges once, by its end."""
         failed: BrokerError | None = None
         for pause in (*PAUSES, None):
             try:
-                ticket = await self._enter(deadline, priority)
+                await self._enter(deadline, priority)
             except BrokerError:
                 if failed is None:
                     raise
                 raise failed from None  # that may have happened; what was refused now has not
-            if failed is not None:
-                self._metrics.upstream_retried(self._name, operation)
-            seconds = deadline - self._clock.monotonic()
-            if pause is not None and again(_LATE):
-                seconds /= 2  # one that hangs leaves time for another
             try:
-                return await self._run(work, seconds, ticket, deadline)
+                if failed is not None:
+                    self._metrics.upstream_retried(self._name, operation)
+                seconds = deadline - self._clock.monotonic()
+                if pause is not None and again(_LATE):
+                    seconds /= 2  # one that hangs leaves time for another
+                return await work(seconds)
             except BrokerError as exc:
-                if pause is None or not again(exc):
-                    raise
-                wait = self._pause(exc, pause, deadline)
+                self._obey(exc)
+                wait = self._pause(exc, pause, deadline) if pause and again(exc) else None
                 if wait is None:
                     raise
                 failed = exc
+            finally:
+                self._leave()
             await self._clock.sleep(wait)
+            if not self._breaker.stands(ticket):  # others have found it dead meanwhile
+                raise failed
         raise AssertionError("the last attempt returns or raises")
 
     def failed(self, error: BrokerError) -> None:
@@ -130,44 +173,61 @@ class Guard:
         if unwell(error):
             self._breaker.failed(error)
 
-    async def _enter(self, deadline: float, priority: Priority) -> int:
-        """Takes what an attempt needs; `_leave` gives it back. Raises where there is none."""
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for what a call needs first: who waits holds a place that others want,
+        though no call is out yet. Raises Overloaded."""
+        if self._waiting >= self._places[Priority.PERSON]:
+            raise self._full()
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    def _full(self) -> Overloaded:
+        self._metrics.upstream_shed(self._name, "full")
+        return Overloaded(
+            "Too many calls to this upstream at once.",
+            cause="upstream full",
+            retry_after=_FULL_WAIT * (1 + self._draw()),
+        )
+
+    def hope(self) -> None:
+        """A credential was replaced: one that was refused may be taken now."""
+        self._breaker.hope()
+
+    def _may_ask(self, deadline: float) -> None:
+        """There is time, and the upstream has not asked for a pause. Raises NotForThis."""
         now = self._clock.monotonic()
-        self._in_time(deadline - now)
+        if deadline - now < LEAST:
+            self._metrics.upstream_shed(self._name, "late")
+            raise NotForThis(
+                "No time was left to ask the upstream.", cause="no time left", retry_after=1.0
+            )
         if now < self._cool_until:
             self._metrics.upstream_shed(self._name, "cooldown")
-            raise UpstreamUnavailable(
+            raise NotForThis(
                 "The upstream has asked for a pause.",
                 cause="cooling down",
                 retry_after=self._cool_until - now,
             )
-        ticket = self._breaker.enter()
+
+    async def _enter(self, deadline: float, priority: Priority) -> None:
+        """Takes a place and a part of the budget; `_leave` gives the place back. Raises where there
+        is none."""
+        self._may_ask(deadline)
         if self._in_flight >= self._places[priority]:
-            self._breaker.neither(ticket)
-            self._metrics.upstream_shed(self._name, "full")
-            raise Overloaded(
-                "Too many calls to this upstream at once.",
-                cause="upstream full",
-                retry_after=_FULL_WAIT * (1 + self._draw()),
-            )
+            raise self._full()
         self._in_flight += 1
         self._metrics.upstream_in_flight(self._name, 1)
-        if self._rate is not None:
+        if self.rate is not None:
             try:
-                await self._spend(self._rate, deadline, priority)
-                self._in_time(deadline - self._clock.monotonic())
+                await self._spend(self.rate, deadline, priority)
+                self._may_ask(deadline)
             except BaseException:
-                self._breaker.neither(ticket)
                 self._leave()
                 raise
-        return ticket
-
-    def _in_time(self, left: float) -> None:
-        if left < LEAST:
-            self._metrics.upstream_shed(self._name, "late")
-            raise UpstreamUnavailable(
-                "No time was left to ask the upstream.", cause="no time left", retry_after=1.0
-            )
 
     def _leave(self) -> None:
         self._in_flight -= 1
@@ -176,11 +236,11 @@ class Guard:
     async def _spend(self, rate: RateLimitItem, deadline: float, priority: Priority) -> None:
         """Counts one call in the budget; for a person, after a moment's wait if need be."""
         share = _OF_BUDGET[priority]
-        wait = await self._limits.room(rate, "upstream", self._name, share=share)
+        wait = await self._limits.room(rate, "upstream", self._account, share=share)
         left = deadline - self._clock.monotonic()
         if 0 < wait <= min(BUDGET_WAIT, left / 4) and priority is Priority.PERSON:
             await self._clock.sleep(wait)
-            wait = await self._limits.room(rate, "upstream", self._name, share=share)
+            wait = await self._limits.room(rate, "upstream", self._account, share=share)
         if wait > 0:
             self._metrics.upstream_shed(self._name, "budget")
             raise Overloaded(
@@ -189,44 +249,19 @@ class Guard:
                 retry_after=wait,
             )
 
-    async def _run(
-        self,
-        work: Callable[[float], Coroutine[Any, Any, V]],
-        seconds: float,
-        ticket: int,
-        deadline: float,
-    ) -> V:
-        """One attempt, and what it says of the upstream."""
-        try:
-            value = await work(seconds)
-        except BrokerError as exc:
-            self._judge(ticket, exc)
-            raise
-        except asyncio.CancelledError:
-            # the request's own deadline may cut a call off before the call's does
-            if self._clock.monotonic() >= deadline - LEAST:
-                self._breaker.bad(ticket, _LATE)
-            else:
-                self._breaker.neither(ticket)
-            raise
-        except BaseException:
-            self._breaker.neither(ticket)
-            raise
-        else:
-            self._breaker.good(ticket)
-            self._throttled = 0
-            return value
-        finally:
-            self._leave()
-
-    def _judge(self, ticket: int, error: BrokerError) -> None:
+    def _obey(self, error: BrokerError) -> None:
+        """Lets the account be where it asks for that."""
         if isinstance(error, Throttled):
             self._throttled += 1
             self._cool(error.retry_after or backoff(self._throttled, self._draw))
         elif isinstance(error, UpstreamUnavailable) and not isinstance(error, NotForThis):
             self._cool(error.retry_after or 0.0)
-        if unwell(error):
+
+    def _judge(self, ticket: int, error: BaseException) -> None:
+        if isinstance(error, BrokerError) and unwell(error):
             self._breaker.bad(ticket, error)
+        elif isinstance(error, CallerError):  # a whole answer, though not one to this one's liking
+            self._breaker.good(ticket)
         else:
             self._breaker.neither(ticket)
 

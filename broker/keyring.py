@@ -2,27 +2,23 @@
 
 The only room that reads a secret. A secret that cannot be read is a fault of the configuration,
 found before anything listens, or a reason to stay with what was read before. Values are stripped of
-the newline that editors leave at the end. Must never hang on what is no file, nor lose a value that
-was replaced in place before the upstream knows the new one.
+the newline that editors leave at the end. Must never hang on what is no file.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from broker.errors import ConfigError, Fault
+from broker.files import bytes_of
 from broker.kinds import SecretRef
 from broker.model import Secret
 
 _MOST = 1 << 20
 """Bytes: a key set may be long, a whole disk is a mistake."""
-_VERSIONS = 2
-"""Of one reference: what it says now, and what it said before. An operator who replaces a value
-twice before the first is in use has no use for the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +42,7 @@ class Keyring:
         up from `base`. Raises ConfigError with every secret that cannot be read."""
         self._base = base
         self._env = env
-        self._held: Mapping[SecretRef, tuple[Secret, ...]] = {}
+        self._held: Mapping[SecretRef, Secret] = {}
         self.generation = 0
         """Grows when the value behind a reference changed."""
         self.reread: Callable[[], Awaitable[bool]] = _nothing
@@ -54,12 +50,7 @@ class Keyring:
         _ = self.adopt(self.read(refs))
 
     def get(self, ref: SecretRef) -> Secret:
-        """The newest value behind a reference that the configuration has."""
-        return self._held[ref][0]
-
-    def versions(self, ref: SecretRef) -> tuple[Secret, ...]:
-        """Newest first; the last is what the reference said before its value was replaced in
-        place, which is all that the upstream may know yet."""
+        """The value behind a reference that the configuration has."""
         return self._held[ref]
 
     def read(self, refs: Iterable[tuple[str, SecretRef]]) -> Reading:
@@ -79,27 +70,18 @@ class Keyring:
     def adopt(self, reading: Reading) -> list[SecretRef]:
         """From now on these are the secrets; those whose value changed. What the reading does not
         have is forgotten."""
-        changed = []
-        held: dict[SecretRef, tuple[Secret, ...]] = {}
-        for ref, value in reading.values.items():
-            before = self._held.get(ref, ())
-            if before and before[0] == value:
-                held[ref] = before
-                continue
-            held[ref] = (value, *before)[:_VERSIONS]
-            if before:
-                changed.append(ref)
-        self._held = held
+        before, self._held = self._held, reading.values
+        changed = [ref for ref, value in self._held.items() if before.get(ref, value) != value]
         self.generation += bool(changed)
         return changed
 
     @property
-    def held(self) -> Mapping[SecretRef, tuple[Secret, ...]]:
+    def held(self) -> Mapping[SecretRef, Secret]:
         """What is in force, for `restore`."""
         return self._held
 
-    def restore(self, held: Mapping[SecretRef, tuple[Secret, ...]]) -> None:
-        """Takes back what was adopted since, earlier values included."""
+    def restore(self, held: Mapping[SecretRef, Secret]) -> None:
+        """Takes back what was adopted since."""
         self._held = held
         self.generation += 1
 
@@ -129,26 +111,8 @@ def _is_unicode(text: str) -> bool:
 
 
 def _text_of(path: Path) -> str:
-    raw = _bytes_of(path)
-    if len(raw) > _MOST:
-        raise ValueError("is longer than a secret can be")
+    raw = bytes_of(path, _MOST)
     try:
         return raw.decode()
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text; encode binary keys with base64") from None
-
-
-def _bytes_of(path: Path) -> bytes:
-    """The file, or a byte more of it than may be. Without O_NONBLOCK, opening a FIFO would wait for
-    a writer for ever; what is opened is looked at, as a look at the path could be of another."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError("is no regular file")
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                return file.read(_MOST + 1)
-        finally:
-            os.close(descriptor)
-    except OSError as exc:
-        raise ValueError(f"cannot be read ({exc.strerror})") from None

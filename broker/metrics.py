@@ -82,7 +82,7 @@ class Metrics:
         self._calls = cache(calls.labels)
         self._call_seconds = cache(call_seconds.labels)
         unknown = counter(
-            "unknown_mints", "Mints whose answer was lost: a session may exist.", "profile"
+            "unknown_mints", "Sessions that may exist and that nobody got.", "profile"
         )
         self._unknown = cache(unknown.labels)
         rotations = counter(

@@ -42,9 +42,8 @@ from broker.tokens import Cached
 
 MAY_BE_SET_BACK = 86400.0
 """Seconds that things with a wall-clock end are remembered beyond it, should that clock be set."""
-CLAIM_MARGIN = 2.0
-"""Seconds that a claim outlives the request's time: a replica that was killed is waited for no
-longer, and one that is slow is not overtaken."""
+PATIENCE = 0.8
+"""Of a request's time, for what another replica is doing: then there is time left to say so."""
 Source = Literal["minted", "rotated", "deduplicated", "replayed"]
 
 
@@ -104,7 +103,10 @@ class Minting:
         grant = policy.decide(profile, caller, parameters, facts)
         self.long_enough(profile, min_fresh)
         if not idempotency_key or caller.name == ANONYMOUS:  # strangers share no memory
-            return self.serve(await self.new(profile, grant, None), "minted", min_fresh)
+            minted = await self.new(profile, grant, None)
+            if self.remaining(minted) < min_fresh:
+                self._metrics.mint_unknown(profile_name)  # it exists, and nobody gets it
+            return self.serve(minted, "minted", min_fresh)
         answered, made = await self._answered(profile, grant, idempotency_key)
         if not made:
             self._metrics.replayed(profile_name)
@@ -134,8 +136,7 @@ class Minting:
             asked,
             work,
             keep=lambda answered: self.remaining(answered.answer),
-            seconds=self._budget + CLAIM_MARGIN,
-            patience=self._budget / 2,
+            patience=self._budget * PATIENCE,
             fits=fits,
         )
         if vault.same(answered.body, *body) is False:
@@ -182,6 +183,8 @@ class Minting:
         floor = profile.min_remaining
         floor = floor_of(lifetime) if floor is None else floor
         self._lifetimes[profile.name] = lifetime
+        if session.life.remaining(self._clock.monotonic()) < floor:
+            self._metrics.mint_unknown(profile.name)  # it exists, and nobody gets it
         _above(floor, session.life.remaining(self._clock.monotonic()))
         handle = self._handle(profile, grant, session, before)
         if handle is not None and session.id:

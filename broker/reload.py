@@ -1,37 +1,53 @@
 """Looks after the configuration and its secrets, and puts new versions of them in force.
 
-By the digest of what the files hold, polled: notifications miss network file systems, and the swap
-of a symbolic link by which Kubernetes replaces a whole directory. A version is read when two looks
-have seen the same, so that a half-written file is none, and must still be the same afterwards. What
-cannot be used is told once and counted, and the version in force stays.
+By what the files hold, polled: notifications miss network file systems, and the swap of a symbolic
+link by which Kubernetes replaces a whole directory. What was read is compared with what is in
+force, so that nothing can change between a look and the loading. A version is taken when two looks
+have seen the same, so that a half-written file is none. What cannot be used is told once and
+counted, looked at again, and the version in force stays.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import os
-import stat
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
 from broker.config import digest_of_config, load
-from broker.errors import ConfigError
+from broker.errors import ConfigError, Fault
+from broker.files import bytes_of
 from broker.keyring import Reading
 from broker.metrics import Metrics
 from broker.schedule import Clock
 from broker.snapshot import Snapshot
 
-_MOST = 4 << 20
-"""Bytes of one file that are looked at: no configuration is as long."""
+_AGAIN_SECONDS = 10.0
+"""Between two readings of a configuration that was refused: what it names may be there by now."""
 _AT_ONCE_SECONDS = 1.0
 """Between two looks that an upstream's refusal asks for, and for which whoever asked waits."""
 
 _log = structlog.get_logger("reload")
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the files hold. digest: of the configuration. version: None where it is in force, was
+    refused a moment ago, or has faults."""
+
+    digest: str
+    in_force: bool = False
+    version: tuple[Snapshot, Reading] | None = None
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def key(self) -> object:
+        """By which two looks are the same."""
+        snapshot, reading = self.version or (None, None)
+        return self.digest, snapshot and snapshot.digest, reading, self.faults
 
 
 class Running(Protocol):
@@ -39,11 +55,13 @@ class Running(Protocol):
 
     clock: Clock
     metrics: Metrics
+    needs_restart: bool
 
     @property
     def snapshot(self) -> Snapshot: ...
-    def watched(self) -> list[Path]: ...
     def read(self, snapshot: Snapshot) -> Reading: ...
+    def holds(self, reading: Reading) -> bool: ...
+    def for_upstreams(self, reading: Reading) -> bool: ...
     def adopt(self, snapshot: Snapshot, reading: Reading) -> bool: ...
     def spawn(self, work: Coroutine[Any, Any, bool]) -> asyncio.Task[bool]: ...
 
@@ -51,13 +69,13 @@ class Running(Protocol):
 class Watch:
     """One configuration file, and what it refers to."""
 
-    def __init__(self, path: Path, files: bytes, app: Running) -> None:
-        """files: the digest of `app.watched()`, taken before they were read."""
+    def __init__(self, path: Path, app: Running) -> None:
         self._path = path
         self._app = app
-        self._in_force = _joint(app.snapshot.digest, files)
-        self._seen = self._refused = b""
-        self._applying: asyncio.Task[bool] | None = None
+        self._seen: object = None
+        self._told: tuple[Fault, ...] = ()
+        self._refused: tuple[str, object] = ("", None)
+        self._again_at = float("-inf")
         self._looking: asyncio.Task[bool] | None = None
         self._looked = float("-inf")
 
@@ -73,14 +91,19 @@ class Watch:
 
     async def look(self) -> None:
         """One look; a version that was seen by the one before too is put in force."""
-        digest = await asyncio.to_thread(self._digest_now)
-        settled, self._seen = digest == self._seen, digest
-        self._app.metrics.stale(digest != self._in_force)
-        if settled and digest not in (self._in_force, self._refused):
-            await self._apply(digest)
+        found = await asyncio.to_thread(self._look)
+        self._app.metrics.stale(self._app.needs_restart or not found.in_force)
+        settled, self._seen = found.key == self._seen, found.key
+        if found.in_force:
+            self._told, self._refused = (), ("", None)
+        elif settled and found.faults:
+            self._refuse(found, found.faults)
+        elif settled and found.version and not self._is_refused(found):
+            self._take(found)
 
     async def now(self) -> bool:
-        """Looks at once, as an upstream refused what we showed it. Whether a secret changed."""
+        """Looks at once, as an upstream refused what we showed it, and takes new secrets of the
+        configuration in force. Whether a secret changed."""
         if self._looking is None or self._looking.done():
             if self._app.clock.monotonic() - self._looked < _AT_ONCE_SECONDS:
                 return False
@@ -93,67 +116,65 @@ class Watch:
             return False
 
     async def _at_once(self) -> bool:
-        digest = await asyncio.to_thread(self._digest_now)
-        if digest in (self._in_force, self._refused):
+        found = await asyncio.to_thread(self._look)
+        if found.version is None or self._is_refused(found):
             return False
-        return await self._apply(digest)
+        snapshot, reading = found.version
+        if snapshot is not self._app.snapshot or not self._app.for_upstreams(reading):
+            return False  # which two looks have to agree on
+        return self._take(found)
 
-    async def _apply(self, digest: bytes) -> bool:
-        """Puts a version in force, unless one is being put already: then waits for that."""
-        if self._applying is None or self._applying.done():
-            self._applying = self._app.spawn(self._applied(digest))
-        return await asyncio.shield(self._applying)
+    def _is_refused(self, found: _Look) -> bool:
+        return found.key == self._refused[1] and self._app.clock.monotonic() < self._again_at
 
-    async def _applied(self, digest: bytes) -> bool:
-        """Loads the version, in another thread, and hands it to the app. Whether a secret is
-        another one now."""
-        app = self._app
+    def _look(self) -> _Look:
+        """For another thread: changes nothing."""
+        current = self._app.snapshot
+        digest = digest_of_files(self._path, current)
+        refused = digest == self._refused[0] and digest != current.digest
+        if refused and self._app.clock.monotonic() < self._again_at:
+            return _Look(digest)
         try:
-            snapshot, reading = await asyncio.to_thread(self._load)
-            if await asyncio.to_thread(self._digest_now) != digest:
-                return False  # it is being written to: a later look will see it settled
-            changed = app.adopt(snapshot, reading)
+            snapshot = current if digest == current.digest else load(self._path)
+            reading = self._app.read(snapshot)
         except ConfigError as exc:
-            self._refused = digest
-            app.metrics.reloaded("refused")
-            faults = [f"{fault.pointer or '/'}: {fault.reason}" for fault in exc.faults[:20]]
-            _log.error("reload_refused", faults=faults, in_force=app.snapshot.digest)
+            return _Look(digest, faults=exc.faults)
+        if snapshot is current and self._app.holds(reading):
+            return _Look(digest, in_force=True)
+        return _Look(digest, version=(snapshot, reading))
+
+    def _take(self, found: _Look) -> bool:
+        """Puts a version in force. Whether a secret is another one now."""
+        app = self._app
+        assert found.version is not None  # noqa: S101  (who calls has looked)
+        try:
+            changed = app.adopt(*found.version)
+        except ConfigError as exc:
+            self._refuse(found, exc.faults)
             return False
-        self._in_force = self._seen = await asyncio.to_thread(self._digest_now)
-        self._refused = b""
+        self._seen, self._told, self._refused = None, (), ("", None)
         app.metrics.reloaded("ok")
-        app.metrics.stale(is_stale=False)
+        app.metrics.stale(app.needs_restart)
         _log.info("reloaded", digest=app.snapshot.digest, secrets_changed=changed)
         return changed
 
-    def _load(self) -> tuple[Snapshot, Reading]:
-        snapshot = load(self._path)
-        return snapshot, self._app.read(snapshot)
-
-    def _digest_now(self) -> bytes:
-        raw = _bytes_of(self._path)
-        digest = "" if raw is None else digest_of_config(raw)
-        return _joint(digest, digest_of(self._app.watched()))
-
-
-def _joint(config: str, files: bytes) -> bytes:
-    return config.encode() + files
-
-
-def digest_of(paths: Iterable[Path]) -> bytes:
-    """Of what the files hold, the missing ones as missing; whatever they are, without waiting."""
-    found = hashlib.sha256()
-    for path in paths:
-        raw = _bytes_of(path)
-        told = b"-" if raw is None else hashlib.sha256(raw).digest()
-        found.update(os.fsencode(path) + b"\0" + told)
-    return found.digest()
+    def _refuse(self, found: _Look, faults: tuple[Fault, ...]) -> None:
+        """Tells of it, unless it was told already; and lets that version be for a while."""
+        app = self._app
+        self._refused = found.digest, found.key
+        self._again_at = app.clock.monotonic() + _AGAIN_SECONDS
+        if faults == self._told:
+            return
+        self._told = faults
+        app.metrics.reloaded("refused")
+        told = [f"{fault.pointer or '/'}: {fault.reason}" for fault in faults[:20]]
+        _log.error("reload_refused", faults=told, in_force=app.snapshot.digest)
 
 
-def _bytes_of(path: Path) -> bytes | None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:  # noqa: PTH123  (of a descriptor)
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return file.read(_MOST)
-    return None
+def digest_of_files(path: Path, current: Snapshot) -> str:
+    """Of what a configuration's file holds now, and the presets beside it that `current` has; ""
+    where it cannot be read."""
+    try:
+        return digest_of_config(bytes_of(path), [bytes_of(one).decode() for one in current.files])
+    except ValueError:
+        return ""

@@ -15,6 +15,9 @@ from broker.model import Acted
 from broker.snapshot import Profile
 from broker.state import State
 
+HINT = "callback"
+"""The source of a reading that nobody waits for."""
+_PATIENCE = 1.0
 _KEPT = 86400.0
 """Seconds; a result can be read upstream for a day too (Checkout.com: the cryptogram)."""
 
@@ -61,20 +64,26 @@ class Results:
                 await self._learn(profile, session_id, acted, source)
             return acted
 
-        acted, _ = await self._readings.join(profile.key_of(session_id), work)
+        acted, _ = await self._readings.join(_flight(profile, session_id, source), work)
         return acted
 
     def outdated(self, profile: Profile, session_id: str) -> None:
         """Something happened to a session: who asks from now on does not join an older question."""
-        self._readings.leave(profile.key_of(session_id))
+        for source in ("", HINT):
+            self._readings.leave(_flight(profile, session_id, source))
 
     async def _learn(self, profile: Profile, session_id: str, acted: Acted, source: str) -> None:
         """Keeps a result and tells of it. source: what set the reading off: an action's name,
         callback or webhook."""
         key = profile.key_of(session_id)
-        told = await self._state.results.fetch(key)  # by another replica
-        await self._state.results.put(key, acted, _KEPT)
-        if told is not None:
+
+        async def found() -> Acted:
+            return acted
+
+        _, made = await self._state.results.once(
+            key, found, keep=lambda _: _KEPT, patience=_PATIENCE, alone=True
+        )
+        if not made:  # another replica has learnt it at the same time, and told
             return
         minted_by, chain = await self._state.expected.get(key) or (profile.name, "")
         self._audit.event(
@@ -85,3 +94,8 @@ class Results:
             state=acted.final,
             source=source,
         )
+
+
+def _flight(profile: Profile, session_id: str, source: str) -> str:
+    """Whoever waits does not join what a hint set off: that gives way to those who wait."""
+    return profile.key_of(session_id) + (" behind" if source == HINT else "")

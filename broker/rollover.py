@@ -56,9 +56,12 @@ class Rollover:
         clock: Clock,
         metrics: Metrics,
         draw: Callable[[], float] = random.random,
+        *,
+        same: Sequence[str] = (),
     ) -> None:
         """groups: by name, newest first, what is shown together; the n-th of each belongs to the
-        n-th of the others, and a shorter list's last to all that are left."""
+        n-th of the others, and a shorter list's last to all that are left. same: of which earlier
+        values are not shown, as they say who we are."""
         most = max(len(refs) for refs in groups.values())
         self._positions = [
             {name: refs[min(index, len(refs) - 1)] for name, refs in groups.items()}
@@ -69,6 +72,8 @@ class Rollover:
         self._metrics = metrics
         self._draw = draw
         self._known: dict[SecretRef, tuple[Secret, ...]] = {}
+        self._frozen = False
+        self._same = same
         self._refused: set[tuple[Secret, ...]] = set()
         self._working: tuple[Secret, ...] | None = None
         self._try_at = math.inf
@@ -79,8 +84,7 @@ class Rollover:
     def order(self) -> Sequence[Shown]:
         """In which order to try them now. Whoever takes one that is ahead of the one that works
         takes the one try there is until it cools down: of a thousand calls, one."""
-        if self._generation != self._keyring.generation:
-            self._read()
+        self._follow()
         if self._clock.monotonic() < self._try_at:
             return self._order
         self._cool_down()
@@ -89,8 +93,7 @@ class Rollover:
 
     def current(self) -> Sequence[Shown]:
         """What the references say now, newest first: the same for whoever reads them."""
-        if self._generation != self._keyring.generation:
-            self._read()
+        self._follow()
         return [shown for shown in self._candidates if shown.slot != "previous"]
 
     def worked(self, shown: Shown) -> None:
@@ -126,9 +129,12 @@ class Rollover:
         """Looks at once whether a secret was replaced: is there a version that was not there?"""
         known = {shown.key for shown in self._candidates}
         _ = await self._keyring.reread()
-        if self._generation != self._keyring.generation:
-            self._read()
+        self._follow()
         return any(shown.key not in known for shown in self._candidates)
+
+    def _follow(self) -> None:
+        if self._generation != self._keyring.generation and not self._frozen:
+            self._read()
 
     def _read(self) -> None:
         self._generation = self._keyring.generation
@@ -151,7 +157,10 @@ class Rollover:
         """
         earlier: list[Shown] = []
         for index, position in enumerate(self._positions):
-            now, *mixed = itertools.product(*(self._of(ref) for ref in position.values()))
+            held = (
+                self._of(ref)[: 1 if name in self._same else None] for name, ref in position.items()
+            )
+            now, *mixed = itertools.product(*held)
             earlier += [
                 _shown(position, values, "previous") for values in [*mixed[-1:], *mixed[:-1]]
             ]
@@ -159,14 +168,22 @@ class Rollover:
         yield from earlier
 
     def _of(self, ref: SecretRef) -> tuple[Secret, ...]:
-        """Its versions; the last that were known where a newer configuration has no such reference,
-        for calls that began under the one before."""
-        try:
-            self._known[ref] = self._keyring.versions(ref)
-        except KeyError:
-            if ref not in self._known:
-                raise
+        """What it says now, and what it said here before that: of two earlier values, the one that
+        works, or was not refused, so that rubbish upon rubbish costs nothing."""
+        now, held = self._keyring.get(ref), self._known.get(ref, ())
+        if not held:
+            self._known[ref] = (now,)
+        elif now != held[0]:
+            working = self._working or ()
+            refused = any(held[0] in key for key in self._refused)
+            older = held[0] not in working and (held[-1] in working or refused)
+            self._known[ref] = (now, held[-1] if older else held[0])
         return self._known[ref]
+
+    def freeze(self) -> None:
+        """No secret is read from now on: a newer configuration may mean another address by them.
+        Calls that are under way go on with what they began with."""
+        self._frozen = True
 
     def _rank(self, key: tuple[Secret, ...] | None) -> float:
         keys = [shown.key for shown in self._candidates]

@@ -18,9 +18,6 @@ from broker.model import AccessToken, Priority, TokenSource
 from broker.schedule import Clock
 from broker.tokens import floor_for, refresh_below
 
-MARGIN = 2.0
-"""Seconds by which a claim outlives the longest token request: putting the token there takes a part
-of one, and a claim that ends too soon lets a second replica ask (Wei-Shaw/sub2api#1382)."""
 _MOST_REFUSED = 64
 
 
@@ -41,9 +38,9 @@ class SharedTokens(Protocol):
         work: Callable[[], Coroutine[Any, Any, AccessToken]],
         *,
         keep: Callable[[AccessToken], float],
-        seconds: float,
         patience: float,
         fits: Callable[[AccessToken], bool],
+        alone: bool,
     ) -> tuple[AccessToken, bool]: ...
 
     async def forget(self, key: str, value: AccessToken) -> None: ...
@@ -83,7 +80,6 @@ class Shared:
     ) -> AccessToken:
         key = self._source.request_key()
         fits = self._judge(min_fresh, priority)
-        claimed = self._timeout + MARGIN
 
         def work() -> Coroutine[Any, Any, AccessToken]:
             return self._source.token(min_fresh=min_fresh, priority=priority)
@@ -92,10 +88,9 @@ class Shared:
             key,
             work,
             keep=lambda token: token.life.remaining(self._clock.monotonic()),
-            seconds=claimed,
-            # Whoever waits for it has to have time left to ask alone.
-            patience=self._timeout / 2 if priority is Priority.PERSON else claimed,
+            patience=self._timeout,  # of the request that the other one is making
             fits=fits,
+            alone=True,
         )
         if not made and not fits(token):
             # It was fetched for another credential of ours with the same key, or refused meanwhile.

@@ -23,12 +23,14 @@ from broker.errors import (
     BrokerError,
     InternalError,
     MinFreshNotMet,
+    Overloaded,
     UpstreamNonsense,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from broker.flights import Spawn
+from broker.guard import MOST_COOLING
 from broker.metrics import Metrics
 from broker.model import AccessToken, Priority, TokenSource
 from broker.schedule import Clock, Freshness, backoff, floor_of, freshness, refresh_point
@@ -88,7 +90,7 @@ class Cached:
         self._draw = draw
         self._held: _Held | None = None
         self._fresh_until = float("-inf")
-        self._used = False
+        self._used = self._retired = False
         self._renewer: asyncio.Task[None] | None = None
         self._flight: asyncio.Task[AccessToken | BrokerError] | None = None
         self._hurried = False
@@ -145,6 +147,17 @@ class Cached:
             self._fresh_until = float("-inf")
         self._source.forget(older_than=older_than)
 
+    def retire(self) -> None:
+        """A newer configuration has another in its place: nothing is fetched behind any more."""
+        if self._renewer is not None:
+            self._renewer.cancel()
+        self._used, self._retired = False, True
+
+    def hope(self) -> None:
+        """A secret was replaced: what was refused may be taken now."""
+        if isinstance(self._error, UpstreamRefused):
+            self._retry_at = float("-inf")
+
     async def warm(self) -> None:
         """Fetches ahead of the first caller. Never raises: it is logged, and callers ask anew."""
         try:
@@ -189,7 +202,7 @@ class Cached:
             if token.life.remaining(self._monotonic()) <= self._floor(token):
                 raise UpstreamNonsense("The access token ends too soon to be used.")
         except BrokerError as error:
-            late = isinstance(error, UpstreamTimeout)
+            late = isinstance(error, UpstreamTimeout | Overloaded)  # a person has more of both
             self._hurried = late and priority is not Priority.PERSON
             return self._failed(error)
         except Exception as exc:  # noqa: BLE001  (a flight must land, whatever befalls it)
@@ -225,7 +238,8 @@ class Cached:
         self._used = used
         if self._renewer is not None:
             self._renewer.cancel()
-        self._renewer = self._spawn(self._renew(self._held))
+        if not self._retired:
+            self._renewer = self._spawn(self._renew(self._held))
         expires = token.life.expires_at.timestamp()
         self._metrics.access_token_held(self._name, expires, expires - below)
 
@@ -242,7 +256,7 @@ class Cached:
             wait = max(SOONEST, min(wait, rest / WITHIN_REST)) if rest > 0 else wait
         if isinstance(error, UpstreamRefused):
             wait = REFUSED_WAIT * (1 + self._draw() / 10)
-        wait = max(wait, error.retry_after or 0.0)
+        wait = max(wait, min(error.retry_after or 0.0, MOST_COOLING))
         self._retry_at = now + wait
         self._error = error = _again(error, wait)
         _log.warning(

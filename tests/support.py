@@ -140,12 +140,22 @@ class DictStore:
         await self._trip()
         return [self._look(name) for name in names]
 
-    async def put(self, items: Sequence[Put]) -> None:
+    def _holder(self, name: str) -> str:
+        owner, until = self.claims.get(name, ("", 0.0))
+        return owner if until > self._clock.monotonic() else ""
+
+    async def put(self, items: Sequence[Put]) -> list[bool]:
         await self._trip()
-        for item in items:
-            self.kept[item.name] = (item.value, self._clock.monotonic() + item.seconds)
-            if item.owner and self.claims.get(item.name, ("",))[0] == item.owner:
-                del self.claims[item.name]
+        return [self._put(item) for item in items]
+
+    def _put(self, item: Put) -> bool:
+        mine = bool(item.owner) and self._holder(item.name) == item.owner
+        if item.owner and not mine and self._look(item.name):
+            return False
+        self.kept[item.name] = (item.value, self._clock.monotonic() + item.seconds)
+        if mine:
+            del self.claims[item.name]
+        return True
 
     async def delete_if(self, name: str, value: bytes) -> None:
         await self._trip()
@@ -157,11 +167,20 @@ class DictStore:
             await self._trip()
         except StoreDown:
             return Claim.ERROR, None
-        _, until = self.claims.get(name, ("", 0.0))
-        if until > self._clock.monotonic():
+        if self._holder(name) not in ("", owner):
             return Claim.HELD, self._look(name)
         self.claims[name] = (owner, self._clock.monotonic() + seconds)
         return Claim.ACQUIRED, self._look(name)
+
+    async def extend(self, name: str, owner: str, seconds: float) -> bool:
+        try:
+            await self._trip()
+        except StoreDown:
+            return True
+        if self._holder(name) != owner:
+            return False
+        self.claims[name] = (owner, self._clock.monotonic() + seconds)
+        return True
 
     async def release(self, name: str, owner: str) -> None:
         if not self.down and self.claims.get(name, ("",))[0] == owner:

@@ -647,8 +647,7 @@ def test_warm() -> None:
 
     async def body() -> None:
         house = House({"users": DISCOVERED})
-        house.door.warm()
-        await settle()
+        await house.door.warm()
         assert house.calls("/keys") == 1
         await house.bearer(jwt())
         assert house.calls("/keys") == 1

@@ -137,6 +137,22 @@ def test_a_probe_that_fails_opens_it_for_longer() -> None:
     assert told.refusal().retry_after == 1
 
 
+def test_one_who_makes_pauses_is_not_made_to_wait_twice() -> None:
+    """Open, it lets each call of theirs out as a probe, but never two side by side."""
+    told = Played()
+    told.breaker = Breaker(
+        "acme", clock=told.clock, metrics=told.metrics, draw=lambda: 1.0, paced=True
+    )
+    told.fail()
+    for _ in range(3):
+        assert told.state == OPEN
+        probe = told.breaker.enter()
+        assert (told.state, told.refusal().retry_after) == (HALF_OPEN, 1)
+        told.breaker.bad(probe, DOWN)
+    told.breaker.good(told.breaker.enter())
+    assert told.state == CLOSED
+
+
 def test_replicas_do_not_probe_together() -> None:
     """The same opening lasts from half as long to as long."""
     waits = []
@@ -200,6 +216,31 @@ def test_a_failure_that_several_calls_show_together_counts_once() -> None:
     assert (told.state, told.refusal().retry_after) == (OPEN, 2)
 
 
+def test_hope_moves_a_probe_ahead() -> None:
+    """What opened for refused credentials may be probed at once when one was replaced: by one call,
+    as ever, and where that is refused it stays open for longer. Neither another's probe, nor what
+    is closed or opened for another reason, is touched."""
+    told = Played()
+    told.breaker.hope()
+    told.fail(error=DOWN)
+    told.breaker.hope()
+    assert told.refusal().retry_after == 1
+    told.clock.pass_(1)
+    told.breaker.good(told.breaker.enter())
+    told.breaker.hope()
+    assert told.state == CLOSED
+    told.fail(error=CredentialRefused("x"))
+    told.breaker.hope()
+    told.fail(1, CredentialRefused("x"))
+    assert told.refusal().retry_after == 2
+    told.breaker.hope()
+    probe = told.breaker.enter()
+    told.breaker.hope()
+    assert told.refusal().retry_after == 1
+    told.breaker.good(probe)
+    assert told.state == CLOSED
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -221,14 +262,17 @@ STEPS = st.lists(
         st.tuples(st.sampled_from(["good", "bad", "neither", "bad"]), st.floats(0, 1)),
         st.tuples(st.just("pass"), st.sampled_from([0.3, 1.0, 5.0, 61.0])),
         st.just(("failed", 0.0)),
+        st.just(("hope", 0.0)),
     ),
     max_size=80,
 )
 
 
 @settings(max_examples=400, deadline=None)
-@given(STEPS)
-def test_whatever_the_order_of_ends_there_is_one_probe_at_most(steps: list[Any]) -> None:
+@given(STEPS, st.booleans())
+def test_whatever_the_order_of_ends_there_is_one_probe_at_most(
+    steps: list[Any], dead: bool
+) -> None:
     """However calls end and time passes: while it is not closed, of the calls let out since it
     opened at most one has not ended; and a minute after all have ended, one is let out."""
     told = Played()
@@ -238,18 +282,20 @@ def test_whatever_the_order_of_ends_there_is_one_probe_at_most(steps: list[Any])
             was_closed = told.state == CLOSED
             try:
                 ticket = told.breaker.enter()
-            except UpstreamUnavailable:
+            except (UpstreamUnavailable, UpstreamRefused):
                 assert not was_closed
                 continue
             out.append((ticket, not was_closed))
         elif what == "pass":
             told.clock.pass_(number)
         elif what == "failed":
-            told.breaker.failed(DOWN)
+            told.breaker.failed(DOWN if dead else CredentialRefused("x"))
+        elif what == "hope":
+            told.breaker.hope()
         elif out:
             ticket, _ = out.pop(int(number * (len(out) - 1)))
             if what == "bad":
-                told.breaker.bad(ticket, DOWN)
+                told.breaker.bad(ticket, DOWN if dead else CredentialRefused("x"))
             else:
                 getattr(told.breaker, what)(ticket)
         assert sum(probe for _, probe in out) <= 1

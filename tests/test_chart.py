@@ -490,7 +490,8 @@ def test_render_mode(helm: Helm, mode: str, options: tuple[str, ...], rendered: 
 
 
 def test_notes(helm: Helm, tmp_path: Path) -> None:
-    """The notes name the profiles, and warn of a skipped monitor and a missing Secret."""
+    """The notes name the profiles, and warn of a skipped monitor, a missing Secret, and replicas
+    that share nothing."""
     chart = tmp_path / "token-broker"
     shutil.copytree(CHART, chart)
     templates = chart / "templates"
@@ -508,6 +509,7 @@ def test_notes(helm: Helm, tmp_path: Path) -> None:
     enabled = {"metrics": {"serviceMonitor": {"enabled": True}}}
     assert "WARNING: the cluster does not know ServiceMonitors" in text(DEFAULT, values=enabled)
     assert "WARNING" not in text(DEFAULT, *OPERATOR, values=enabled)
+    assert "WARNING: 2 replicas without config.state" in text(DEFAULT, values={"replicaCount": 2})
     elsewhere = [{"name": "x", "mountPath": "/x"}]
     keyless = {"secrets": {"existingSecret": ""}, "extraVolumeMounts": elsewhere}
     assert "WARNING: secrets.existingSecret is empty" in text(DEFAULT, values=keyless)

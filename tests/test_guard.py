@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from broker.breaker import OPENS_AFTER, CredentialRefused, NotForThis
 from broker.errors import (
     BrokerError,
+    HandleExpired,
     InvalidParameters,
     Overloaded,
     Throttled,
@@ -62,15 +63,25 @@ class World:
         self.out = 0
         self.most_out = 0
 
-    def another(self, rate: str | None, most: int = 8) -> Guard:
+    def another(
+        self,
+        rate: str | None,
+        most: int = 8,
+        *,
+        name: str = "acme",
+        account: str = "acme",
+        paced: bool = False,
+    ) -> Guard:
         return Guard(
-            "acme",
+            name,
+            account=account,
             clock=self.clock,
             metrics=self.metrics,
             limits=self.limits,
             rate=limits.parse(rate) if rate else None,
             most=most,
             draw=lambda: self.draw,
+            paced=paced,
         )
 
     async def work(self, seconds: float) -> str:
@@ -199,7 +210,7 @@ def test_a_defect_frees_its_place() -> None:
 def test_without_time_nothing_is_sent(within: float) -> None:
     """A call that could not end is not begun."""
     w = World()
-    assert told(w.call(within=within)) == ("UpstreamUnavailable", "no time left", 1.0)
+    assert told(w.call(within=within)) == ("NotForThis", "no time left", 1.0)
     assert (w.began, w.shed("late")) == ([], 1)
 
 
@@ -325,8 +336,26 @@ def test_a_short_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
 
 
 def test_what_befell_a_call_is_told_though_its_repetition_is_refused() -> None:
-    """A call that may have happened does not become one that was not sent because the circuit
-    opened meanwhile."""
+    """A call that may have happened does not become one that was not sent because a pause was asked
+    for meanwhile."""
+
+    async def story() -> None:
+        w = World()
+        w.ends = [LOST, Throttled("x", retry_after=20.0)]
+        task = asyncio.ensure_future(w.call(always))
+        await settle()
+        assert told(w.call())[0] == "Throttled"
+        await w.clock.advance(0.3)
+        with pytest.raises(UpstreamTimeout, match="lost"):
+            await task
+        assert (w.retried(), len(w.began)) == (0, 2)
+
+    run(story())
+
+
+def test_no_repetition_goes_out_to_an_upstream_that_was_found_dead_meanwhile() -> None:
+    """Of hundreds that fail together most would come back, twice, after it is known. What befell
+    each is told."""
 
     async def story() -> None:
         w = World()
@@ -366,7 +395,7 @@ def test_whoever_asks_for_a_pause_gets_it(error: BrokerError, wait: float) -> No
     for passed in (0.0, wait - 0.01):
         w.clock.pass_(passed)
         kind, cause, left = told(w.call(always))
-        assert (kind, cause) == ("UpstreamUnavailable", "cooling down")
+        assert (kind, cause) == ("NotForThis", "cooling down")
     assert left == pytest.approx(0.01)
     assert (len(w.began), w.shed("cooldown")) == (1, 2)
     w.clock.pass_(0.011)
@@ -509,6 +538,92 @@ def test_a_call_that_is_cut_off_at_its_deadline_did_hang(at: float, opens: bool)
     run(story())
 
 
+def test_a_replaced_credential_is_tried_at_once() -> None:
+    """Where refused credentials opened the circuit, a secret that changed lets one probe out there
+    and then, and all calls once that is good; a dead upstream is no livelier for it."""
+    for error, expected in ((CredentialRefused("x"), "done"), (DOWN, "UpstreamUnavailable")):
+        w = World()
+        for _ in range(OPENS_AFTER):
+            w.guard.failed(error)
+        assert told(w.call())[1] == "circuit open"
+        w.guard.hope()
+        assert [told(w.call())[0] for _ in range(2)] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("found", "after"),
+    [("status 422", 0), ("the caller's", 0), ("one key's", 2), ("for one request", 2)],
+)
+def test_only_a_whole_answer_ends_a_row_of_failures(found: str, after: float) -> None:
+    """A refusal of what a caller sent is one: five bad moments on five days are no outage of an
+    upstream that gives a thousand such answers between them. It closes a circuit as the probe, too.
+    What tells nothing of the upstream does neither."""
+    error: BrokerError = {
+        "status 422": InvalidParameters("x"),
+        "the caller's": HandleExpired("x"),
+        "one key's": UpstreamRefused("x"),
+        "for one request": NotForThis("x"),
+    }[found]
+    w = World()
+    for _ in range(OPENS_AFTER):
+        w.ends = [DOWN, error]
+        told(w.call())
+        told(w.call())
+    assert w.circuit == after
+    w.ends = [DOWN] * OPENS_AFTER
+    while w.ends and w.circuit != 2:
+        told(w.call())
+    w.clock.pass_(1)
+    w.ends = [error]
+    told(w.call())
+    assert w.circuit == (1 if after else 0)
+
+
+def test_a_call_is_one_failure_however_often_it_was_made() -> None:
+    """A reading is made three times: or two of one browser would shut everybody out."""
+
+    async def story() -> None:
+        w = World(draw=0.0)
+        w.ends = [DOWN] * 3 * OPENS_AFTER
+        for nth in range(1, OPENS_AFTER + 1):
+            assert w.circuit == 0
+            await w.ended(w.call(always))
+            assert len(w.began) == 3 * nth
+        assert w.circuit == 2
+
+    run(story())
+
+
+def test_a_probe_keeps_its_place_between_two_attempts() -> None:
+    """In the pause before its repetition nobody else is let out beside it."""
+
+    async def story() -> None:
+        w = World()
+        for _ in range(OPENS_AFTER):
+            w.guard.failed(DOWN)
+        w.clock.pass_(1)
+        w.ends = [DOWN]
+        probe = asyncio.ensure_future(w.call(always))
+        await settle()
+        assert (len(w.began), w.out, w.circuit) == (1, 0, 1)
+        assert told(w.call())[1] == "circuit open"
+        assert (await w.ended(probe), w.circuit) == ("done", 0)  # type: ignore[arg-type]
+
+    run(story())
+
+
+def test_calls_that_make_pauses_of_their_own_are_let_out() -> None:
+    """A token endpoint is asked by one that backs off itself: no opening is added to its pauses,
+    or each would be the longer of the two; the metric tells of it all the same."""
+    w = World()
+    w.guard = w.another(None, paced=True)
+    w.ends = [DOWN] * 9
+    for nth in range(1, 10):
+        assert told(w.call())[1] == "status 500"
+        assert w.circuit == (2 if nth >= OPENS_AFTER else 0)
+    assert (told(w.call()), w.circuit, w.shed("circuit")) == (("done", "", None), 0, 0)
+
+
 # --- places
 
 
@@ -552,13 +667,34 @@ def test_a_full_house_takes_no_probes_place() -> None:
     run(story())
 
 
+def test_who_waits_for_a_credential_is_one_of_so_many() -> None:
+    """Over as many as there are places: "overloaded", with when to come again, for what is waited
+    for together hangs together. Calls have their own places, and whoever leaves frees theirs."""
+    w = World(most=2)
+
+    def one_more() -> None:
+        with w.guard.waiting():
+            raise KeyError("x")
+
+    with w.guard.waiting():
+        with w.guard.waiting():
+            with pytest.raises(Overloaded) as caught:
+                one_more()
+            assert (caught.value.cause, caught.value.retry_after) == ("upstream full", 2.0)
+            assert (w.shed("full"), told(w.call())) == (1, ("done", "", None))
+        for _ in range(3):
+            with pytest.raises(KeyError):
+                one_more()
+
+
 # --- the budget of calls
 
 
 def test_the_budget_is_the_accounts() -> None:
-    """Two guards of one account, as two replicas have, share it; over it nothing is sent."""
+    """Two guards of one account share it, as two replicas have them, by whatever names they call
+    it; over it nothing is sent."""
     w = World(rate="4/hour")
-    other = w.another("4/hour")
+    other = w.another("4/hour", name="renamed")
     for _ in range(2):
         assert told(w.call()) == ("done", "", None)
         w.guard, other = other, w.guard
@@ -568,6 +704,29 @@ def test_the_budget_is_the_accounts() -> None:
     assert wait is not None
     assert 0 < wait <= 7200
     assert w.in_flight == 0
+
+
+def test_two_accounts_of_one_name_have_two_budgets() -> None:
+    """A credential may be called as a profile is: a token request spends nothing of the calls'."""
+    w = World(rate="2/hour")
+    guards = w.guard, w.another("2/hour", account="credential acme")
+    for w.guard in guards:
+        ends = [told(w.call())[:2] for _ in range(3)]
+        assert ends == [("done", "")] * 2 + [("Overloaded", "upstream budget")]
+
+
+def test_another_budget_is_in_force_at_once_and_resets_nothing() -> None:
+    """It is edited while an upstream is angry: the pause that was asked for stays, and so does what
+    was counted; none at all is a budget too."""
+    w = World(rate="2/hour")
+    w.ends = [Throttled("x", retry_after=20.0)]
+    told(w.call())
+    w.guard.rate = limits.parse("3/hour")
+    assert told(w.call())[1] == "cooling down"
+    w.clock.pass_(30)
+    assert [told(w.call())[0] for _ in range(4)] == ["done"] * 3 + ["Overloaded"]
+    w.guard.rate = None
+    assert told(w.call()) == ("done", "", None)
 
 
 def test_the_budget_is_kept_for_people() -> None:
@@ -650,7 +809,7 @@ def test_room_that_comes_too_late_is_not_used() -> None:
 
     w.limits = Slow(w.clock)
     w.guard = w.another("9/second")
-    assert told(w.call(within=1.01))[:2] == ("UpstreamUnavailable", "no time left")
+    assert told(w.call(within=1.01))[:2] == ("NotForThis", "no time left")
     assert (w.began, w.in_flight) == ([], 0)
 
 

@@ -466,8 +466,8 @@ def test_a_refusal_of_all_reads_the_secrets_again_at_once() -> None:
 
 
 def test_a_client_id_is_replaced_with_its_secret() -> None:
-    """The id is read anew as the secret is: of two replaced together, either both are the new ones
-    or both those from before."""
+    """The id is read anew as the secret is, and an earlier one is never shown again, though it be
+    the only one that is known: what it got would be stored and served as the new client's."""
     pairs: list[tuple[str, str]] = []
     good = {("old-id", "old")}
 
@@ -482,8 +482,9 @@ def test_a_client_id_is_replaced_with_its_secret() -> None:
         made: dict[str, Any] = {"id": "old-id", "secrets": ("old",)}
         client = Client(AppTransport(handler=handler), **made)
         client.replace(ID="new-id", SECRET0="new")
-        await client.oauth.token()
-        assert pairs == [("new-id", "new"), ("old-id", "old")]
+        with pytest.raises(UpstreamRefused):
+            await client.oauth.token()
+        assert pairs == [("new-id", "new"), ("new-id", "old")]
         good.add(("new-id", "new"))
         client.clock.pass_(70)  # type: ignore[attr-defined]
         await client.oauth.token()
@@ -515,19 +516,21 @@ def test_a_key_that_cannot_sign_does_not_end_the_one_that_can() -> None:
     asyncio.run(main())
 
 
-def test_no_key_that_can_sign_is_a_refusal() -> None:
-    """Rubbish twice in a row leaves nothing to sign with: told as a refusal, without a word of it
-    and without a request."""
+def test_rubbish_upon_rubbish_loses_no_key_that_can_sign() -> None:
+    """However often the file is replaced by what cannot sign, the last that could does. When that
+    is refused, nothing is left: a refusal, without a word of any of them."""
     key = ECKey.generate_key("P-256").as_pem(private=True).decode()
-    seen, handler = answering(granted())
+    seen, handler = answering(granted(), granted(), granted(), httpx2.Response(401))
 
     async def main() -> None:
         client = Client(AppTransport(handler=handler), key=key, assertion_alg="ES256")
-        client.replace(KEY="canary-one")
-        client.replace(KEY="canary-two")
+        for nth in range(1, 4):
+            client.replace(KEY=f"canary-{nth}")
+            await client.oauth.token()
+            assert len(seen) == nth
         with pytest.raises(UpstreamRefused) as caught:
             await client.oauth.token()
-        assert seen == []
+        assert len(seen) == 4
         _tells_nothing(caught.value)
 
     asyncio.run(main())
@@ -605,7 +608,9 @@ def test_a_real_guard_asks_once_more() -> None:
     async def main() -> None:
         clock = VirtualClock()
         limits = RateLimits(clock)
-        guard = Guard("x", clock=clock, metrics=Metrics(), limits=limits, rate=None, most=8)
+        guard = Guard(
+            "x", account="x", clock=clock, metrics=Metrics(), limits=limits, rate=None, most=8
+        )
         client = Client(AppTransport(handler=handler), clock=clock, guard=guard)
         asking = asyncio.create_task(client.oauth.token())
         await clock.advance(2)
@@ -821,7 +826,7 @@ def test_refusals(status: int, body: Any, cause: str) -> None:
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
 @pytest.mark.parametrize("form", ["none", "seconds", "date", "garbage"])
 def test_passing_failures(status: int, form: str) -> None:
-    """429, 408 and 5xx pass: unavailable, with the Retry-After that was given."""
+    """429, 408 and 5xx pass: unavailable, with the Retry-After that 429 and 503 came with."""
     clock = VirtualClock()
     at = format_datetime(clock.now() + timedelta(seconds=90), usegmt=True)
     field, wait = {
@@ -830,6 +835,7 @@ def test_passing_failures(status: int, form: str) -> None:
         "date": (at, 90.0),
         "garbage": ("canary", None),
     }[form]
+    wait = wait if status in (429, 503) else None
     answer = httpx2.Response(status, headers={"Retry-After": field} if field else {}, text="canary")
 
     async def main() -> None:
@@ -900,10 +906,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "parameters": {"parameters": {"p": "r"}},
     "parameters name": {"parameters": {"pq": ""}},
     "private_key": {"key": "EC1", "assertion_alg": "ES256"},
+    "max_lifetime": {"max_lifetime": "5m"},
+    "default_lifetime": {"default_lifetime": "5m"},
+    "default_lifetime and not max_lifetime": {"max_lifetime": "24h", "default_lifetime": "24h"},
 }
-UNSHAPING = {
-    "default_lifetime", "max_lifetime", "min_remaining", "timeout", "expose_to", "upstream_limit",
-}  # fmt: skip
+UNSHAPING = {"min_remaining", "timeout", "expose_to", "upstream_limit"}
 
 
 def _made(**changed: Any) -> Client:
@@ -916,8 +923,9 @@ def _key(**changed: Any) -> str:
 
 
 def test_every_setting_that_shapes_the_request_changes_its_key() -> None:
-    """No two of these requests have one key, every setting of a credential is in the list or named
-    as one that shapes no request, and the order of scopes does not matter."""
+    """No two of these have one key, every setting of a credential is in the list or named as one
+    that shapes no token, and the order of scopes does not matter. How long a token is believed in
+    shapes it too: a life that was cut is no cut where an earlier, longer one is taken over."""
     key = ECKey.generate_key("P-256").as_pem(private=True).decode()
     found = {"": _key()}
     for name, change in CHANGES.items():
@@ -926,7 +934,7 @@ def test_every_setting_that_shapes_the_request_changes_its_key() -> None:
     covered = {name.partition(" ")[0] for name in CHANGES}
     assert covered | UNSHAPING == set(CredentialEntry.model_fields)
     assert _key(scope=["a", "b"]) == _key()
-    assert _key(timeout="1s", max_lifetime="1h", default_lifetime="1m") == _key()
+    assert _key(timeout="1s", min_remaining="1m") == _key()
 
 
 def test_a_secret_replaced_in_place_changes_no_key() -> None:
@@ -953,6 +961,18 @@ def test_a_request_key_is_what_the_digest_makes_of_it() -> None:
     assert _key(digest=digest, secrets=("c4nary",)) == "abc"
     assert "c4nary" not in told[0]
     assert "ack_me" in told[0]
+
+
+def test_a_request_key_follows_the_digests_own_key() -> None:
+    """Keys roll over under a credential that stays: replicas that were started since and those
+    that only reloaded name its tokens alike, though no secret of its own has changed."""
+    salt = "one"
+    client = _made(digest=lambda text: plain_digest(salt + text))
+    before = client.oauth.request_key()
+    assert client.oauth.request_key() == before
+    salt = "two"
+    assert client.oauth.request_key() == _key(digest=lambda text: plain_digest("two" + text))
+    assert client.oauth.request_key() != before
 
 
 # Over real sockets

@@ -193,11 +193,14 @@ def test_a_preset_without_diagnosis_tells_the_status_only() -> None:
     ("status", "value", "wait"),
     [
         (429, "7", 7.0), (503, "99999", 900.0), (503, "Fri, 20 Nov 2026 12:00:30 GMT", 30.0),
-        (503, "soon", None), (503, "-1", None), (423, "2", 2.0), (400, "7", None), (409, "7", None),
+        (503, "soon", None), (503, "-1", None), (400, "7", None), (409, "7", None),
+        (423, "2", None), (408, "60", None), (425, "60", None), (500, "60", None),
+        (502, "60", None), (504, "60", None), (599, "60", None),
     ],
 )  # fmt: skip
 def test_when_to_come_again(status: int, value: str, wait: float | None) -> None:
-    """Of what passes by itself; capped; nonsense is none."""
+    """With 429 and 503, which ask all for a pause; capped; nonsense is none. With another status one
+    odd request may have met, and it would shut the gate for everybody."""
     assert said(status, {}, retry_after=value).retry_after == wait
 
 

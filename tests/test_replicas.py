@@ -5,40 +5,75 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
+import httpx2
 import orjson
+import pytest
 
 from broker.flights import Tasks
 from broker.model import Acted
 from broker.state import State, Vault
+from broker.state.memory import CLAIM_SECONDS
 from broker.state.records import Endings
-from broker.state.store import Kept
-from tests.harness import Broker, broker, problem
-from tests.support import DictStore, VirtualClock, settle
+from broker.state.store import Claim, Kept
+from tests.harness import CONFIG, Broker, broker, problem
+from tests.support import AppTransport, DictStore, VirtualClock, settle
+
+
+class Cord:
+    """One replica's way to the store. Cut, nothing of what it asks for comes or goes any more: to
+    the others, the replica was killed."""
+
+    def __init__(self, store: DictStore) -> None:
+        self._store = store
+        self.windows = store.windows
+        self.cut = False
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any) -> Any:
+            if self.cut:
+                await asyncio.get_running_loop().create_future()
+            return await getattr(self._store, name)(*args)
+
+        return call
 
 
 class Two:
     """Two replicas, the store between them and the clock of all three."""
 
-    def __init__(self, a: Broker, b: Broker, store: DictStore, clock: VirtualClock) -> None:
-        self.a, self.b, self.store, self.clock = a, b, store, clock
+    def __init__(
+        self, a: Broker, b: Broker, store: DictStore, clock: VirtualClock, cord: Cord
+    ) -> None:
+        """cord: between a and the store."""
+        self.a, self.b, self.store, self.clock, self.cord = a, b, store, clock, cord
 
     @property
     def minted(self) -> int:
         """Sessions that were made upstream."""
         return len(self.a.nmi.bodies) + len(self.b.nmi.bodies) - 1000
 
+    def hang_a(self) -> asyncio.Event:
+        """Calls of a to its upstream wait for this before they are sent."""
+        gate = asyncio.Event()
+        transport = self.a.app._transport
+        assert isinstance(transport, AppTransport)
+        transport.before = gate.wait
+        return gate
+
 
 @contextlib.asynccontextmanager
 async def two() -> AsyncIterator[Two]:
     clock = VirtualClock()
     store = DictStore(clock)
+    cord = Cord(store)
     async with (
-        broker(clock=clock, store=store) as a,
+        broker(clock=clock, store=cord) as a,
         broker(clock=clock, store=store) as b,
     ):
         b.nmi.bodies += [{}] * 1000  # so that their tokens differ
-        yield Two(a, b, store, clock)
+        yield Two(a, b, store, clock, cord)
+        cord.cut = False  # so that it can be closed
 
 
 def run(story: Callable[[Two], Awaitable[None]]) -> None:
@@ -153,29 +188,204 @@ def test_without_the_store_each_acts_alone() -> None:
     run(story)
 
 
-def test_a_replica_that_died_is_waited_for_half_the_budget() -> None:
-    """Where a claim's owner is gone, the other one mints after half of the request's time."""
+async def _asked(one: Broker, what: str, handle: str) -> httpx2.Response:
+    if what == "rotation":
+        return await one.rotate(handle)
+    answer: httpx2.Response = await one.mint(idempotency_key="k")
+    return answer
+
+
+@pytest.mark.parametrize("what", ["rotation", "key"])
+def test_what_is_being_made_is_made_once_however_slow(what: str) -> None:
+    """While the replica that mints is alive, nobody mints the same, though its upstream takes all
+    of the request's time: who asks on another gets what it made, or, where that takes too long, is
+    told when to come again; and then gets it."""
 
     async def story(world: Two) -> None:
-        handle = (await world.a.mint()).json()["handle"]
-        gone = asyncio.Event()
-
-        async def never() -> None:
-            await gone.wait()
-
-        world.a.app._transport.before = never  # type: ignore[attr-defined]
-        dead = asyncio.ensure_future(world.a.rotate(handle))
-        await settle()
-        assert world.store.claims
-        waiting = asyncio.ensure_future(world.b.rotate(handle))
-        await world.clock.advance(4.5)
-        assert not waiting.done()
+        handle = (await world.b.mint()).json()["handle"]
+        minted = world.minted
+        gate = world.hang_a()
+        first = asyncio.create_task(_asked(world.a, what, handle))
         await world.clock.advance(1)
-        assert (await waiting).status_code == 201
-        gone.set()
-        await dead
+        second = asyncio.create_task(_asked(world.b, what, handle))
+        await world.clock.advance(7.9)
+        assert not second.done()
+        await world.clock.advance(0.7)
+        told = await second
+        assert problem(told) == "overloaded"
+        assert 1 <= int(told.headers["retry-after"]) <= 2
+        third = asyncio.create_task(_asked(world.b, what, handle))
+        await settle()
+        gate.set()
+        await world.clock.advance(1)
+        tokens = {(await one).json()["session_token"] for one in (first, third)}
+        assert len(tokens) == 1
+        assert world.minted == minted + 1
+        assert (await _asked(world.a, what, handle)).json()["session_token"] in tokens
+        assert not world.store.claims
 
     run(story)
+
+
+@pytest.mark.parametrize("what", ["rotation", "key"])
+def test_a_replica_that_died_is_waited_for_as_long_as_its_claim(what: str) -> None:
+    """Where the claim's owner was killed the other one waits until the claim's life is over, then
+    mints; until then it never does."""
+
+    async def story(world: Two) -> None:
+        handle = (await world.b.mint()).json()["handle"]
+        minted = world.minted
+        gate = world.hang_a()
+        dead = asyncio.create_task(_asked(world.a, what, handle))
+        await world.clock.advance(5)
+        assert world.store.claims
+        world.cord.cut = True
+        waiting = asyncio.create_task(_asked(world.b, what, handle))
+        await world.clock.advance(CLAIM_SECONDS * 2 / 3 - 0.1)
+        assert not waiting.done()
+        await world.clock.advance(CLAIM_SECONDS / 3 + 0.7)
+        assert (await waiting).status_code == 201
+        assert world.minted == minted + 1
+        dead.cancel()
+        gate.set()
+
+    run(story)
+
+
+def test_a_replica_that_stood_still_replaces_nothing() -> None:
+    """One that was not heard of for longer than its claim lives, and mints after all, gives its
+    caller what everybody else goes on with: what was made in its place."""
+
+    async def story(world: Two) -> None:
+        gate = world.hang_a()
+        late = asyncio.create_task(world.a.mint(idempotency_key="k"))
+        await settle()
+
+        async def still(name: str, owner: str, seconds: float) -> bool:
+            return True
+
+        world.store.extend = still  # type: ignore[method-assign]
+        await world.clock.advance(CLAIM_SECONDS + 1)
+        kept = (await world.b.mint(idempotency_key="k")).json()["session_token"]
+        gate.set()
+        await world.clock.advance(1)
+        assert world.minted == 2
+        async with broker(clock=world.clock, store=world.store) as third:
+            again = await third.mint(idempotency_key="k")
+        later = await world.a.mint(idempotency_key="k")
+        assert {one.json()["session_token"] for one in (await late, again, later)} == {kept}
+        assert not world.store.claims
+
+    run(story)
+
+
+def test_a_claim_whose_answer_was_lost_is_given_back() -> None:
+    """A claim that the store took, though all that was heard of it is an error: whoever it is for
+    mints, and it is not left behind, whether the mint ended well or not."""
+
+    async def story(world: Two) -> None:
+        claim = world.store.claim
+
+        async def unheard(name: str, owner: str, seconds: float) -> tuple[Claim, Kept | None]:
+            await claim(name, owner, seconds)
+            return Claim.ERROR, None
+
+        world.store.claim = unheard  # type: ignore[method-assign]
+        assert (await world.a.mint(idempotency_key="k")).status_code == 201
+        assert not world.store.claims
+        world.a.nmi.answer = lambda _: httpx2.Response(422, json={})
+        assert (await world.a.mint(idempotency_key="l")).status_code == 502
+        assert not world.store.claims
+
+    run(story)
+
+
+def test_a_claim_outlives_no_replica_that_ends() -> None:
+    """A replica that is stopped while it asks for a claim, or mints under one, gives it back."""
+
+    async def story(turns: int) -> None:
+        clock = VirtualClock()
+        store = DictStore(clock)
+        async with broker(clock=clock, store=store) as one:
+            transport = one.app._transport
+            assert isinstance(transport, AppTransport)
+            transport.before = asyncio.Event().wait
+            minting = asyncio.create_task(one.mint(idempotency_key="k"))
+            await settle(turns)
+            await one.app.close()
+            minting.cancel()
+            await asyncio.gather(minting, return_exceptions=True)
+        assert not store.claims, turns
+
+    for turns in range(40):
+        asyncio.run(story(turns))
+
+
+LIMITED = CONFIG.replace("    min_remaining", "    upstream_limit: 2/minute\n    min_remaining")
+
+
+def test_one_budget_for_an_account_whatever_its_profiles_are_called() -> None:
+    """While a configuration that renames a profile, or puts another in front of it, is rolled out,
+    the replicas that have it and those that do not spend one `upstream_limit`."""
+    renamed = LIMITED.replace("transactions:", "reports:")
+
+    async def story() -> None:
+        clock = VirtualClock()
+        store = DictStore(clock)
+        async with (
+            broker(LIMITED, clock=clock, store=store) as old,
+            broker(renamed, clock=clock, store=store) as new,
+        ):
+            assert [(await old.mint()).status_code for _ in range(2)] == [201, 201]
+            waiting = asyncio.create_task(new.mint(profile="reports"))
+            await clock.advance(3)
+            assert problem(await waiting) == "overloaded"
+            assert new.nmi.bodies == []
+
+    asyncio.run(story())
+
+
+def test_a_credential_and_a_profile_of_one_name_are_two() -> None:
+    """Each has the whole of its own `upstream_limit`, and gauges of its own."""
+    text = (
+        LIMITED
+        + """
+credentials:
+  transactions:
+    token_url: https://idp.test/token
+    client_id: {env: NMI_KEY}
+    client_secret: {env: NMI_KEY}
+    upstream_limit: 2/minute
+    expose_to: [others]
+"""
+    )
+
+    async def story() -> None:
+        clock = VirtualClock()
+        sessions = 0
+
+        def upstream(request: httpx2.Request) -> httpx2.Response:
+            nonlocal sessions
+            if request.url.host == "idp.test":
+                return httpx2.Response(500)
+            sessions += 1
+            return one.nmi.session(900)
+
+        async with broker(text, upstream, clock=clock) as one:
+            headers = {"authorization": f"Bearer {one.jwt(issuer='other-backend')}"}
+            for _ in range(6):
+                asking = asyncio.create_task(
+                    one.client.get("/v1/access-tokens/transactions", headers=headers)
+                )
+                await clock.advance(20)
+                assert (await asking).status_code == 503
+                await clock.advance(70)
+            assert [(await one.mint()).status_code for _ in range(2)] == [201, 201]
+            assert sessions == 2
+            assert one.sample("broker_circuit_state", upstream="token:transactions") == 2
+            assert one.sample("broker_circuit_state", upstream="transactions") == 0
+
+    asyncio.run(story())
 
 
 def test_a_replica_that_fails_hands_over() -> None:

@@ -544,18 +544,36 @@ def test_a_reading_is_made_again_where_its_answer_was_lost() -> None:
     run(story)
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 429])
-def test_what_does_something_is_not_made_again(status: int) -> None:
-    """No mint and no action that could happen twice, whatever the upstream says."""
+@pytest.mark.parametrize(
+    ("status", "lost"), [(500, 1), (502, 1), (503, 0), (504, 1), (408, 0), (429, 0)]
+)
+def test_what_does_something_is_not_made_again(status: int, lost: int) -> None:
+    """No mint and no action that could happen twice, whatever the upstream says. Where what came
+    may be a gateway's word for an answer that was lost, a mint counts as unknown."""
 
     async def story(s: Shop) -> None:
         handle, _ = await s.minted()
         s.upstream.answer = lambda _: httpx2.Response(status)
         assert (await s.act("complete", handle)).status_code == 503
+        assert unknown(s) == 0
         s.told.clock.pass_(2)
         assert (await s.mint()).status_code == 503
         assert len(s.upstream.calls) == 2
-        assert unknown(s) == 0
+        assert unknown(s) == lost
+
+    run(story)
+
+
+@pytest.mark.parametrize("status", [500, 502, 504, 408, 425, 423])
+def test_one_odd_requests_pause_is_nobody_elses(status: int) -> None:
+    """Retry-After shuts the gate with 429 and 503 only: else one caller, whose request meets with
+    another, could shut everybody out with one call a minute."""
+
+    async def story(s: Shop) -> None:
+        odd = [httpx2.Response(status, headers={"retry-after": "60"})]
+        s.upstream.answer = lambda _: odd.pop() if odd else None
+        assert (await s.mint()).status_code >= 500
+        assert (await s.mint()).status_code == 202
 
     run(story)
 
@@ -624,7 +642,7 @@ def test_what_the_guard_refuses_is_not_unknown() -> None:
         assert len(s.upstream.calls) == 1
         assert calls_counted(s, "session", "throttled") == 1
         s.told.clock.pass_(33)
-        s.upstream.answer = lambda _: httpx2.Response(500)
+        s.upstream.answer = lambda _: httpx2.Response(503)
         for _ in range(9):
             await s.mint()
         assert len(s.upstream.calls) == 6
@@ -760,6 +778,112 @@ def test_a_revoked_token_is_no_outage() -> None:
     run(story)
 
 
+@pytest.mark.parametrize("probe", [False, True])
+def test_what_is_refused_here_tells_nothing_of_the_upstream(probe: bool) -> None:
+    """A session token that is no header, say: nothing was sent, so it neither ends a row of
+    failures nor closes the circuit of an upstream that is dead."""
+
+    async def story(s: Shop) -> None:
+        handle, _ = await s.minted()
+        s.upstream.answer = lambda _: httpx2.Response(503)
+        for _ in range(5 if probe else 4):
+            await s.mint()
+        s.told.clock.pass_(2)
+        assert (await s.act("status", handle, session_token="a\nb")).status_code == 422
+        await s.mint()
+        assert (await s.mint()).status_code == 503
+        assert s.told.audit[-1]["cause"] == "circuit open"
+        assert len(s.upstream.calls) == (6 if probe else 5)
+
+    run(story)
+
+
+def odd(body: Any) -> bool:
+    return body["source"] == {"type": "token", "token": "tok_odd"}
+
+
+def test_odd_requests_cost_three_tokens_a_minute_at_the_most() -> None:
+    """A 401 that is about the request comes to a token that is good for all others: they shall not
+    lose it with each such request, nor the token endpoint be asked for another."""
+
+    async def story(s: Shop) -> None:
+        await s.minted()
+        s.upstream.answer = lambda _: httpx2.Response(401) if odd(s.upstream.body) else None
+        for _ in range(180):
+            await s.told.clock.advance(1)
+            assert (await s.mint({"type": "token", "token": "tok_odd"})).status_code == 502
+            assert (await s.mint()).status_code == 202
+        assert 2 <= s.upstream.tokens <= 1 + 3 * 3 + 1
+
+    run(story)
+
+
+def test_a_token_that_is_revoked_after_an_odd_request_is_replaced_at_once() -> None:
+    """One refusal that was about something else does not hide the next, which is about the token."""
+
+    async def story(s: Shop) -> None:
+        await s.minted()
+        s.upstream.answer = lambda _: httpx2.Response(401) if odd(s.upstream.body) else None
+        await s.told.clock.advance(1)
+        await s.mint({"type": "token", "token": "tok_odd"})
+        assert (await s.mint()).status_code == 202
+        dead = {f"Bearer at-{s.upstream.tokens}"}
+        s.upstream.answer = lambda one: (
+            httpx2.Response(401) if one.headers["authorization"] in dead else None
+        )
+        await s.told.clock.advance(1)
+        assert (await s.mint()).status_code == 202
+
+    run(story)
+
+
+def test_another_token_that_works_makes_the_next_refusal_one_of_a_token() -> None:
+    """Within the minute in which no new token is asked for: one that came by another way and is
+    good shows that tokens are what it was about, so the next that is revoked is replaced at once."""
+
+    async def story(s: Shop) -> None:
+        handle, _ = await s.minted()
+        good: set[str] = set()
+        s.upstream.answer = lambda one: (
+            None if one.headers["authorization"] in good else httpx2.Response(401)
+        )
+        await s.told.clock.advance(1)
+        assert (await s.mint()).status_code == 502
+        assert (await s.mint()).status_code == 502
+        assert s.upstream.tokens == 2
+        for token in ("at-3", "at-4"):
+            good.clear()
+            good.add(f"Bearer {token}")
+            await s.told.clock.advance(1)
+            if token == "at-3":
+                assert (await s.act("status", handle)).status_code == 200
+            assert (await s.mint()).status_code == 202
+        assert s.upstream.tokens == 4
+
+    run(story)
+
+
+def test_those_who_wait_for_a_token_are_not_everybody() -> None:
+    """A token endpoint that hangs holds as many as an upstream that does; the others are told at
+    once, and nothing of theirs was sent."""
+
+    async def story(s: Shop) -> None:
+        back = asyncio.Event()
+        s.told.app._ground.transport.before = back.wait  # type: ignore[attr-defined]
+        asking = [asyncio.ensure_future(s.mint()) for _ in range(5)]
+        await settle(200)
+        told_at_once = [one.result() for one in asking if one.done()]
+        assert [problem(one) for one in told_at_once] == ["overloaded"] * 2
+        assert all(one.headers["retry-after"] for one in told_at_once)
+        back.set()
+        found = sorted(one.status_code for one in await asyncio.gather(*asking))
+        assert found == [202] * 3 + [503] * 2
+        assert (s.upstream.tokens, unknown(s)) == (1, 0)
+        assert (await s.mint()).status_code == 202
+
+    run(story, json.dumps({**tree(), "outbound": {"max_in_flight": 3}}))
+
+
 def test_a_credential_that_is_always_refused_opens_the_circuit() -> None:
     """After five requests it is "refused" without a call: wrong keys get accounts locked."""
 
@@ -893,6 +1017,47 @@ def test_a_403_that_every_key_gets_is_about_the_request() -> None:
         s.told.clock.pass_(61)
         await s.told.mint({}, "p", token=s.token())
         assert len(shown(s)) == 10
+
+    run(story, TWO, env=TWO_ENV)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(httpx2.Response(status) for status in (302, 400, 404, 422, 429, 500, 502, 503)),
+        httpx2.Response(201, text="<html>"),
+        httpx2.Response(201, json={"id": 5}),
+    ],
+    ids=lambda answer: f"{answer.status_code} {answer.text}".strip(),
+)
+def test_a_key_works_once_it_brings_what_was_asked_for(answer: httpx2.Response) -> None:
+    """Not with any answer but a refusal: a gateway may give it, which looks at no key. No success
+    is told of such a key, on which the old one would be deleted, and the old one stays in use."""
+
+    def last(slot: str, source: str) -> float | None:
+        return s_.told.sample(
+            "broker_secret_last_success_timestamp_seconds", slot=slot, source=source
+        )
+
+    s_: Shop
+
+    async def story(s: Shop) -> None:
+        nonlocal s_
+        s_ = s
+        takes(s, OLD)
+        assert (await s.told.mint({}, "p", token=s.token())).status_code == 201
+        s.told.clock.pass_(70)
+        s.upstream.answer = lambda one: (
+            answer
+            if one.headers["authorization"] == f"Bearer {NEW}"
+            else httpx2.Response(201, json={"id": "ps_1"})
+        )
+        assert (await s.told.mint({}, "p", token=s.token())).status_code >= 400
+        s.told.clock.pass_(5)
+        assert (await s.told.mint({}, "p", token=s.token())).status_code == 201
+        assert shown(s) == [NEW, OLD, NEW, OLD]
+        assert last("newest", "env:NEW") is None
+        assert last("older", "env:OLD") == s.told.clock.now().timestamp()
 
     run(story, TWO, env=TWO_ENV)
 

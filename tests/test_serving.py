@@ -258,6 +258,45 @@ def test_a_bad_configuration_ends_with_78(tmp_path: Path) -> None:
             assert "sk_live_oops" not in text
 
 
+STORE = "state: {url: {env: URL}}\n"
+SIGNING = """
+credentials:
+  checkout:
+    token_url: https://idp.test/token
+    client_id: {env: KEY}
+    private_key: {env: KEY}
+    client_auth: private_key_jwt
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+@pytest.mark.parametrize(
+    ("more", "env", "fault"),
+    [
+        ("", {"SEAL": "short"}, "keys.0: env:SEAL: a sealing key has 32 bytes or more"),
+        (STORE, {"SEAL": "short"}, "keys.0: env:SEAL: a sealing key has 32 bytes or more"),
+        (STORE, {"URL": "http://u:c4nary@x"}, "state.url: "),
+        (SIGNING, {}, "credentials.checkout.private_key: "),
+        (STORE + SIGNING, {}, "credentials.checkout.private_key: "),
+    ],
+)
+def test_an_unusable_secret_ends_with_78(
+    tmp_path: Path, command: str, more: str, env: dict[str, str], fault: str
+) -> None:
+    """What only a secret itself can show is told with its place, like every fault, and with
+    nothing else: no traceback, and no word of what was made before it was found."""
+    path = tmp_path / "broker.yaml"
+    path.write_text(CONFIG % ("0s", "http://127.0.0.1:9") + more)
+    url = {"URL": "redis://u:c4nary@127.0.0.1:9"}
+    with process(command, "-c", str(path), env={**ENV, **url, **env}) as broker:
+        assert broker.wait() == 78
+        text = "\n".join(broker.lines)
+        assert fault in text
+        for noise in ("Traceback", "Unclosed", "never awaited", "c4nary"):
+            assert noise not in text
+        assert len(broker.lines) == 2, text
+
+
 def test_the_demo_mints_rotates_and_leaves_nothing(tmp_path: Path) -> None:
     """`demo` prints a curl line that works as it stands, with a real JWT; its handle rotates; the
     service's access token is there; Ctrl-C ends every listener."""

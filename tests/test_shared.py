@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -25,10 +26,11 @@ from broker.flights import Tasks
 from broker.keyring import Keyring
 from broker.kinds import SecretRef
 from broker.metrics import Metrics
-from broker.model import AccessToken, Priority
+from broker.model import AccessToken, Priority, Secret
 from broker.schedule import floor_of
-from broker.shared import MARGIN, Shared
-from broker.state.memory import Memory
+from broker.shared import Shared
+from broker.state import Vault
+from broker.state.memory import CLAIM_SECONDS, Memory
 from broker.state.records import Tokens
 from broker.state.store import Claim, Kept, Put, StoreDown
 from broker.tokens import Cached
@@ -63,12 +65,20 @@ class OneStore:
         self._up()
         return [self._get(name) for name in names]
 
-    async def put(self, items: Sequence[Put]) -> None:
+    async def put(self, items: Sequence[Put]) -> list[bool]:
         self._up()
-        for item in items:
-            self.kept[item.name] = (item.value, self._clock.monotonic() + item.seconds)
-            if item.owner:
-                await self.release(item.name, item.owner)
+        return [await self._put(item) for item in items]
+
+    async def _put(self, item: Put) -> bool:
+        if item.owner and self._holder(item.name) != item.owner and self._get(item.name):
+            return False
+        self.kept[item.name] = (item.value, self._clock.monotonic() + item.seconds)
+        await self.release(item.name, item.owner)
+        return True
+
+    def _holder(self, name: str) -> str:
+        owner, until = self.claims.get(name, ("", 0.0))
+        return owner if until > self._clock.monotonic() else ""
 
     async def delete_if(self, name: str, value: bytes) -> None:
         self._up()
@@ -78,12 +88,16 @@ class OneStore:
     async def claim(self, name: str, owner: str, seconds: float) -> tuple[Claim, Kept | None]:
         if self.down:
             return Claim.ERROR, None
-        holder, until = self.claims.get(name, ("", 0.0))
-        if holder not in ("", owner) and until > self._clock.monotonic():
+        if self._holder(name) not in ("", owner):
             return Claim.HELD, self._get(name)
         self.claimed.append(seconds)
         self.claims[name] = (owner, self._clock.monotonic() + seconds)
         return Claim.ACQUIRED, self._get(name)
+
+    async def extend(self, name: str, owner: str, seconds: float) -> bool:
+        if not self.down and self._holder(name) == owner:
+            self.claims[name] = (owner, self._clock.monotonic() + seconds)
+        return self.down or self._holder(name) == owner
 
     async def release(self, name: str, owner: str) -> None:
         if self.claims.get(name, ("", 0.0))[0] == owner:
@@ -210,7 +224,7 @@ def test_a_fleet_that_starts_together_asks_once(size: int) -> None:
         assert fleet.endpoint.count == 1
         assert sorted(one.count("adopted") for one in fleet.replicas) == [0.0] + [1.0] * (size - 1)
         assert sum(one.count("made") for one in fleet.replicas) == 1
-        assert fleet.store.claimed == [TIMEOUT + MARGIN] * len(fleet.store.claimed)
+        assert fleet.store.claimed == [CLAIM_SECONDS] * len(fleet.store.claimed)
 
     run(work, size=size)
 
@@ -403,27 +417,125 @@ def test_without_the_store_each_asks_for_itself() -> None:
     run(work)
 
 
-def test_who_waits_for_a_replica_that_died_waits_half_their_time() -> None:
-    """The claim's holder is gone: a person waits half of the timeout and asks alone; one behind a
-    good token waits for the claim to end, and makes the request that it stood for."""
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_slow_endpoint_is_asked_once_too(size: int) -> None:
+    """Where its answer takes nearly all of the time, no replica but the first asks: a claim lives
+    for as long as whoever has it is at it."""
+
+    async def work(fleet: Fleet) -> None:
+        fleet.endpoint.slow = 0.9 * TIMEOUT
+        asking = [asyncio.create_task(one.value()) for one in fleet.replicas]
+        await fleet.clock.advance(3 * TIMEOUT)
+        assert {await one for one in asking} == {"token-1"}
+        assert fleet.endpoint.count == 1
+        assert not fleet.store.claims
+
+    run(work, size=size)
+
+
+@pytest.mark.parametrize("ahead", [None, Priority.PREFETCH])
+def test_who_waits_for_a_replica_that_died_waits_for_its_claim(ahead: Priority | None) -> None:
+    """The claim's holder is gone: a person with no token waits until the claim is over, which is
+    seconds and not the request's time, also where they join what a warm-up began; and so does what
+    is fetched behind a good token, which makes the request that the claim stood for."""
 
     async def work(fleet: Fleet) -> None:
         clock, store = fleet.clock, fleet.store
         (first,) = fleet.replicas
         name = first.memory.name(first.shared._source.request_key())
-        store.claims[name] = ("dead", clock.monotonic() + TIMEOUT + MARGIN)
+        store.claims[name] = ("dead", clock.monotonic() + CLAIM_SECONDS)
+        if ahead is not None:
+            warming = asyncio.create_task(first.cache.token(priority=ahead))
+            await settle()
         asking = asyncio.create_task(first.value())
-        await clock.advance(TIMEOUT / 2 - 0.5)
+        await clock.advance(CLAIM_SECONDS - 0.1)
         assert fleet.endpoint.count == 0
-        await clock.advance(1.5)
+        await clock.advance(0.7)
         assert await asking == "token-1"
+        if ahead is not None:
+            assert (await warming).value.reveal() == "token-1"
         stale = (await first.cache.token()).obtained + 2700
         await clock.advance(stale - 1 - clock.monotonic())
-        store.claims[name] = ("dead", stale + TIMEOUT + 1)
-        await clock.advance(TIMEOUT + 1)
+        store.claims[name] = ("dead", stale + CLAIM_SECONDS)
+        await clock.advance(CLAIM_SECONDS)
         assert fleet.endpoint.count == 1
         await clock.advance(2)
         assert fleet.endpoint.count == 2
+
+    run(work, size=1)
+
+
+def test_a_refresh_behind_holds_no_person() -> None:
+    """A token reaches its floor while its refresh waits for a replica that was killed: whoever
+    needs one then waits for the rest of the claim."""
+
+    async def work(fleet: Fleet) -> None:
+        clock, store = fleet.clock, fleet.store
+        (first,) = fleet.replicas
+        await fleet.token(0)
+        first.cache._used = False
+        await clock.advance(60 - 6.5 - 1)  # its floor is at six seconds
+        name = first.memory.name(first.shared._source.request_key())
+        store.claims[name] = ("dead", clock.monotonic() + CLAIM_SECONDS)
+        assert await first.value() == "token-1"  # and a refresh begins
+        await clock.advance(1)
+        asking = asyncio.create_task(first.value())
+        await settle()
+        assert not asking.done()
+        await clock.advance(CLAIM_SECONDS - 1 + 0.6)
+        assert await asking == "token-2"
+
+    run(work, size=1, lifetime=60)
+
+
+def test_who_waits_in_vain_asks_alone() -> None:
+    """Where another replica is at it for longer than a request may take, a token too many harms
+    nobody: no caller is told that somebody else is busy."""
+
+    async def work(fleet: Fleet) -> None:
+        (first,) = fleet.replicas
+        name = first.memory.name(first.shared._source.request_key())
+        fleet.store.claims[name] = ("busy", math.inf)
+        asking = asyncio.create_task(first.value())
+        await fleet.clock.advance(TIMEOUT - 0.1)
+        assert not asking.done()
+        await fleet.clock.advance(0.7)
+        assert await asking == "token-1"
+
+    run(work, size=1)
+
+
+def test_a_new_sealing_key_names_the_tokens_anew() -> None:
+    """A replica whose ring has a new key in front shares with those that were started with it: all
+    of them ask for one token in each life, and not each family for its own."""
+    old, new = Secret("o" * 32), Secret("n" * 32)
+
+    async def work(fleet: Fleet) -> None:
+        first, second = fleet.replicas
+        vaults = [Vault([old, new]), Vault([new, old])]
+        for replica, vault in zip(fleet.replicas, vaults, strict=True):
+            replica.shared._source._digest = vault.name_of  # type: ignore[attr-defined]
+        names = [one.shared._source.request_key() for one in fleet.replicas]
+        assert names[0] != names[1]
+        vaults[0].replace([new, old])
+        assert first.shared._source.request_key() == names[1]
+        await fleet.token(0, 1)
+        for _ in range(4 * 60):
+            await fleet.clock.advance(60)
+            assert await first.value() == await second.value()
+        assert fleet.endpoint.count == 6
+
+    run(work)
+
+
+def test_other_lives_are_other_tokens() -> None:
+    """Credentials that differ in the lives that are believed share nothing: a token carries that of
+    its maker."""
+
+    async def work(fleet: Fleet) -> None:
+        fleet.replicas += [fleet.another(max_lifetime="5m"), fleet.another(default_lifetime="5m")]
+        found = {await one.value() for one in fleet.replicas}
+        assert len(found) == fleet.endpoint.count == 3
 
     run(work, size=1)
 

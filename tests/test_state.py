@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
 import tracemalloc
+from typing import Any
 
+import orjson
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from broker.flights import Tasks
 from broker.state import MOST_BYTES, State, Vault
+from broker.state.memory import Memory
 from broker.state.remembered import MOST_ITEMS, Remembered
-from tests.support import VirtualClock
+from tests.support import DictStore, VirtualClock
 
 
 def test_each_item_has_its_own_time() -> None:
@@ -159,3 +166,145 @@ def test_it_behaves_as_its_model(steps: list[tuple[str, str, int]]) -> None:
             assert memory.get(key) == (None if found is None else found[1])
             if found is not None:
                 model = [*(item for item in model if item is not found), found]
+
+
+LIFE = [1795176900.0, 900.0, 800.0]
+SESSION = ["p", ["t", "id", LIFE, {"tree": {"a": 1}}, False], "handle", "chain", True, 30.0]
+RECORDS: dict[str, Any] = {
+    "successors": [60.0, SESSION],
+    "answers": [60.0, ["d", SESSION]],
+    "tokens": [60.0, ["s", "Bearer", "a", LIFE]],
+    "results": [200, "x", {"tree": {}}, {"verbatim": "{}"}, "approved"],
+    "expected": ["p", "c"],
+    "ended": True,
+    "newest": "x",
+}
+TREES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**62), 2**62)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["", "x", "d", 1e18, -1e18, 253402300800, 1e308]),
+    lambda inner: (
+        st.lists(inner, max_size=6)
+        | st.dictionaries(st.sampled_from(["tree", "verbatim", "x"]), inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+
+
+@functools.singledispatch
+def _places(tree: Any) -> list[tuple[Any, Any]]:
+    """Every place in a tree: what holds it, and under what."""
+    return []
+
+
+@_places.register(list)
+@_places.register(dict)
+def _(tree: Any) -> list[tuple[Any, Any]]:
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return [place for key, one in pairs for place in [(tree, key), *_places(one)]]
+
+
+@st.composite
+def _records(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A kind, and what another version may have written of it: anything, or a record with
+    something else in one place, or with a field more or less."""
+    kind = draw(st.sampled_from(sorted(RECORDS)))
+    root = [copy.deepcopy(RECORDS[kind])]
+    holder, key = draw(st.sampled_from(_places(root)))
+    how = draw(st.sampled_from(["other", "less", "more"]))
+    if how == "less" and holder is not root:
+        del holder[key]
+    elif how == "more" and isinstance(holder, list) and holder is not root:
+        holder.insert(key, draw(TREES))
+    else:
+        holder[key] = draw(TREES)
+    return kind, orjson.dumps(root[0])
+
+
+@settings(max_examples=400, deadline=None)
+@given(written=_records(), flip=st.integers(0, 400))
+def test_what_another_version_wrote_is_there_or_is_not(
+    written: tuple[str, bytes], flip: int
+) -> None:
+    """Whatever the store has under a name, asking for it, making it anew and forgetting it raise
+    nothing; and what is found can be used."""
+    kind, raw = written
+    if flip < len(raw):
+        raw = raw[:flip] + bytes([raw[flip] ^ 4]) + raw[flip + 1 :]
+
+    async def story() -> None:
+        clock = VirtualClock()
+        store = DictStore(clock)
+        tasks = Tasks()
+        good = State(clock, tasks.spawn, Vault([]), store)
+        memory: Memory[Any] = getattr(good, kind)
+        name = memory.name("k")
+        store.kept[name] = (orjson.dumps(RECORDS[kind]), clock.monotonic() + 30)
+        value = await memory.get("k")
+        assert value is not None
+
+        async def made() -> Any:
+            return value
+
+        for what in ("get", "look", "once", "forget"):
+            state = State(clock, tasks.spawn, Vault([]), store)
+            memory = getattr(state, kind)
+            store.kept[name] = (raw, clock.monotonic() + 30)
+            if what == "get":
+                found = await memory.get("k")
+            elif what == "look":
+                (found,) = await state.look((memory, "k"))
+            elif what == "once":
+                found, _ = await memory.once("k", made, keep=lambda _: 9.0, patience=1)
+                assert found is not None
+            else:
+                found = await memory.forget("k", value)
+            if found is not None:
+                memory.noted("other", found, 10)
+                _use(kind, found, clock.monotonic())
+        await tasks.close()
+
+    asyncio.run(story())
+
+
+def _use(kind: str, found: Any, now: float) -> None:
+    """As whoever asked for it does."""
+    if kind in ("answers", "successors"):
+        minted = found.answer if kind == "answers" else found
+        assert isinstance(minted.session.life.remaining(now) - minted.floor, float)
+        assert isinstance(minted.handle + minted.chain + minted.session.token.reveal(), str)
+    elif kind == "tokens":
+        assert found.value.fingerprint
+        assert f"{found.token_type} " + found.value.reveal() + found.scope
+    elif kind == "expected":
+        profile, chain = found
+        assert isinstance(profile + chain, str)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [
+        ("successors", [60.0, ["p", ["t", "id", [1e18, 900.0, 800.0], {"tree": 1}, False]]]),
+        ("results", [200, "x", {}, {}, "approved"]),
+        ("results", [200, "x", {"verbatim": 5}, {"tree": 1}, "approved"]),
+        ("tokens", "x"),
+        ("expected", 5),
+    ],
+)
+def test_what_does_not_decode_is_told_by_its_kind(kind: str, raw: Any) -> None:
+    """One line for the log, without a word of what was read; and nothing is there."""
+
+    async def story() -> None:
+        clock = VirtualClock()
+        store = DictStore(clock)
+        memory = getattr(State(clock, Tasks().spawn, Vault([]), store), kind)
+        store.kept[memory.name("k")] = (orjson.dumps(raw), clock.monotonic() + 30)
+        with capture_logs() as lines:
+            assert await memory.get("k") is None
+        (line,) = lines
+        assert (line["event"], line["log_level"]) == ("unreadable", "warning")
+        assert set(line) == {"event", "log_level", "kind", "cause"}
+
+    asyncio.run(story())

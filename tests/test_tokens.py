@@ -25,6 +25,7 @@ from broker.errors import (
     BrokerError,
     InternalError,
     MinFreshNotMet,
+    Overloaded,
     UpstreamNonsense,
     UpstreamRefused,
     UpstreamTimeout,
@@ -32,6 +33,7 @@ from broker.errors import (
 )
 from broker.file import CredentialEntry
 from broker.flights import Tasks
+from broker.guard import MOST_COOLING
 from broker.keyring import Keyring
 from broker.metrics import Metrics
 from broker.model import AccessToken, Life, Priority, Secret
@@ -497,6 +499,98 @@ def test_a_refresh_in_a_hurry_holds_back_nobody() -> None:
     run(work)
 
 
+@pytest.mark.parametrize("error", [UpstreamTimeout("late"), Overloaded("x", retry_after=60.0)])
+@pytest.mark.parametrize("begun", ["ahead", "behind"])
+def test_what_is_shed_behind_holds_back_nobody(begun: str, error: BrokerError) -> None:
+    """A request that is made ahead of or behind people has less time than theirs, and less of the
+    budget and of the places. What it lacked is not remembered against them: whoever comes then
+    asks at once, and so does who was waiting for it; only it itself backs off."""
+
+    async def work(world: World) -> None:
+        endpoint, clock = world.endpoint, world.clock
+        gate = asyncio.Event()
+
+        async def shed() -> None:
+            await gate.wait()
+            raise error.again()
+
+        if begun == "behind":
+            await world.value()
+            clock.pass_(3560)
+        before = endpoint.count
+        endpoint.transport.before = shed
+        first = asyncio.create_task(world.cache.token(priority=Priority.PREFETCH))
+        await settle()
+        clock.pass_(20)
+        waiting = asyncio.create_task(world.value())
+        await settle()
+        assert endpoint.count == before + 1
+        endpoint.transport.before = endpoint._before
+        gate.set()
+        assert await waiting == f"token-{before + 1}"
+        assert endpoint.count == before + 2
+        await asyncio.gather(first, return_exceptions=True)
+
+        clock.pass_(3600)
+        endpoint.transport.before = shed
+        for _ in range(2):
+            with pytest.raises(type(error)):
+                await world.cache.token(priority=Priority.PREFETCH)
+        assert endpoint.count == before + 3
+        endpoint.transport.before = endpoint._before
+        assert await world.value() == f"token-{before + 2}"
+
+        clock.pass_(3600)
+        endpoint.transport.before = shed
+        for _ in range(2):
+            await world.fails(type(error))
+        assert endpoint.count == before + 5
+
+    run(work)
+
+
+def test_whoever_is_retired_asks_no_more() -> None:
+    """Another credential is in its place: neither at its refresh point nor after a request that is
+    under way just then does it ask again. Calls that have begun with it are served."""
+
+    async def work(world: World) -> None:
+        await world.value()
+        world.cache.retire()
+        await world.clock.advance(DAY)
+        assert world.endpoint.count == 1
+
+        world.endpoint.gate = asyncio.Event()
+        waiting = asyncio.create_task(world.value())
+        await settle()
+        world.cache.retire()
+        world.endpoint.gate.set()
+        assert await waiting == await world.value() == "token-2"
+        await world.clock.advance(DAY)
+        assert world.endpoint.count == 2
+
+    run(work)
+
+
+def test_whoever_is_retired_in_the_midst_of_a_renewal_asks_no_more() -> None:
+    """The renewer itself may be waiting for an answer then, be it good or bad."""
+
+    async def work(world: World) -> None:
+        for failure in (None, httpx2.Response(401, json={"error": "invalid_client"})):
+            await world.value()
+            count = world.endpoint.count
+            world.endpoint.gate = asyncio.Event()
+            await world.clock.advance(2700)
+            assert world.endpoint.count == count + 1
+            world.cache.retire()
+            world.endpoint.failure = failure
+            world.endpoint.gate.set()
+            await world.clock.advance(DAY)
+            assert world.endpoint.count == count + 1
+            world.cache._retired = False
+
+    run(work)
+
+
 @given(
     life=st.floats(1.0, 30 * DAY),
     floor=st.none() | st.floats(0.0, 1.0, exclude_max=True),
@@ -577,6 +671,63 @@ def test_retry_after_is_honoured(form: str) -> None:
         world.endpoint.failure = None
         world.clock.pass_(1)
         assert await world.value() == "token-1"
+
+    run(work)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_absurd_retry_after_is_no_outage(status: int) -> None:
+    """A day is obeyed for a minute, as by the gate before every other call; then it costs one
+    request a minute."""
+
+    async def work(world: World) -> None:
+        world.endpoint.failure = httpx2.Response(status, headers={"Retry-After": "86400"})
+        for count in (1, 2):
+            assert (await world.fails(UpstreamUnavailable)).retry_after == MOST_COOLING
+            world.clock.pass_(MOST_COOLING - 0.01)
+            await world.fails(UpstreamUnavailable)
+            assert world.endpoint.count == count
+            world.clock.pass_(0.02)
+        world.endpoint.failure = None
+        assert await world.value() == "token-1"
+
+    run(work)
+
+
+def test_a_replaced_secret_is_tried_at_once() -> None:
+    """A refusal is forgotten when a secret changed, so that the one who mends it need not wait a
+    minute, with and without a token in hand; an outage is none the shorter for it."""
+    refused = httpx2.Response(401, json={"error": "invalid_client"})
+
+    async def work(world: World) -> None:
+        world.endpoint.failure = refused
+        await world.fails(UpstreamRefused)
+        await world.fails(UpstreamRefused)
+        world.cache.hope()
+        await world.fails(UpstreamRefused)
+        await world.fails(UpstreamRefused)
+        assert world.endpoint.count == 2
+        world.endpoint.failure = None
+        world.cache.hope()
+        assert await world.value() == "token-1"
+
+        world.clock.pass_(3000)
+        world.endpoint.failure = refused
+        await world.value()
+        await settle()
+        world.endpoint.failure = None
+        world.cache.hope()
+        await world.value()
+        await settle()
+        assert await world.value() == "token-2"
+
+        world.clock.pass_(3600)
+        world.endpoint.failure = httpx2.Response(503)
+        await world.fails(UpstreamUnavailable)
+        count = world.endpoint.count
+        world.cache.hope()
+        await world.fails(UpstreamUnavailable)
+        assert world.endpoint.count == count
 
     run(work)
 

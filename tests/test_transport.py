@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import gc
 import gzip
 import ipaddress
 import re
@@ -13,6 +14,7 @@ import ssl
 import time
 import traceback
 import tracemalloc
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -925,6 +927,57 @@ def test_a_post_on_a_dead_connection_is_not_sent_twice() -> None:
     run(story())
 
 
+@pytest.mark.parametrize("end", ["closes", "resets"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST", "PATCH"])
+def test_no_call_is_made_again_down_here(method: str, end: str) -> None:
+    """A kept connection that dies with a request of any method: it was sent once, and what may be
+    sent again is for the guard to say, which counts it."""
+
+    async def once(there: Peer, writer: asyncio.StreamWriter) -> bool:
+        if len(there.heard) == 2:
+            if end == "resets":
+                writer.transport.abort()
+            return False
+        writer.write(OK)
+        return True
+
+    async def story() -> None:
+        async with transport() as via, peer(once) as there:
+            assert (await get(via, there.url)).body == b"ok"
+            with pytest.raises(UpstreamTimeout):
+                await via.send(method, there.url, headers={}, timeout=2)
+            assert [one.split()[0] for one in there.heard] == [b"POST", method.encode()]
+            assert there.accepted == 1
+
+    run(story())
+
+
+@pytest.mark.parametrize("seconds", [0.0, -0.01, 1e-9])
+def test_no_time_is_not_all_the_time(seconds: float) -> None:
+    """An attempt that was begun a moment too late ends; it does not wait for ever."""
+
+    async def story() -> None:
+        async with transport() as via, peer(hang) as there:
+            began = time.monotonic()
+            await fails(via, there.url, timeout=seconds)
+            assert time.monotonic() - began < LATE
+
+    run(story())
+
+
+def test_one_that_was_never_used_is_given_up_in_silence() -> None:
+    """What a faulty configuration makes it useless for leaves no complaint behind its fault."""
+
+    async def story() -> None:
+        gc.collect()  # what others have left is theirs
+        AiohttpTransport().abandon()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            gc.collect()
+
+    run(story())
+
+
 # Over real sockets, through a guard.
 
 
@@ -933,7 +986,15 @@ def guarded(
 ) -> Coroutine[Any, Any, Answer]:
     """A mint: made again only where it was certainly not sent."""
     clock, metrics = SystemClock(), Metrics()
-    guard = Guard("acme", clock=clock, metrics=metrics, limits=RateLimits(clock), rate=None, most=4)
+    guard = Guard(
+        "acme",
+        account="acme",
+        clock=clock,
+        metrics=metrics,
+        limits=RateLimits(clock),
+        rate=None,
+        most=4,
+    )
 
     def work(left: float) -> Coroutine[Any, Any, Answer]:
         return via.send("POST", url, headers={}, body=b"{}", timeout=left)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from broker.declared import Checked
 from broker.errors import ConfigError, Fault
 from broker.faults import faults_of
+from broker.files import bytes_of
 from broker.presets.vocabulary import PresetFile
 from broker.strict import Unreadable, read_yaml
 from broker.urls import server_of
@@ -23,10 +24,11 @@ from broker.urls import server_of
 class Preset:
     """A preset file with its checkers built: what `config` and `upstreams` work with."""
 
-    __slots__ = ("actions", "file", "name", "settings")
+    __slots__ = ("actions", "file", "name", "settings", "text")
 
-    def __init__(self, name: str, file: PresetFile) -> None:
+    def __init__(self, name: str, file: PresetFile, text: str = "") -> None:
         self.name = name
+        self.text = text
         self.file = file
         self.settings = Checked(file.settings, holes=True)
         self.actions = {label: Checked(action.data) for label, action in file.actions.items()}
@@ -35,7 +37,7 @@ class Preset:
 def parse_preset(name: str, text: str) -> Preset:
     """Raises ConfigError with every fault."""
     try:
-        return Preset(name, PresetFile.model_validate(read_yaml(text)))
+        return Preset(name, PresetFile.model_validate(read_yaml(text)), text)
     except Unreadable as exc:
         raise ConfigError([Fault("", exc.reason)]) from None
     except ValidationError as exc:
@@ -61,8 +63,8 @@ def load_preset(name: str, base: Path) -> Preset:
         known = ", ".join(packaged())
         raise ConfigError([Fault("", f"no such preset; there are: {known}, or ./FILE.yaml")])
     try:
-        return parse_preset(name, path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not UTF-8, or a path that cannot be one
+        return parse_preset(name, bytes_of(path).decode())
+    except ValueError:  # not UTF-8, or a path that cannot be one
         raise ConfigError([Fault("", "the preset file cannot be read")]) from None
 
 

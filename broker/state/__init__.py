@@ -12,7 +12,17 @@ from broker.flights import Spawn
 from broker.model import AccessToken, Acted, Minted
 from broker.schedule import Clock
 from broker.state.memory import Memory
-from broker.state.records import Answered, Answers, Endings, Plain, Sessions, Tokens
+from broker.state.records import (
+    Answered,
+    Answers,
+    Endings,
+    Plain,
+    Sessions,
+    Tokens,
+    flag,
+    pair,
+    text,
+)
 from broker.state.store import Store, StoreDown
 from broker.state.vault import Vault
 
@@ -37,19 +47,19 @@ class State:
 
         self.successors: Memory[Minted] = memory("successor", Sessions(clock), most=MOST_BYTES)
         """By handle id: the successor, kept for the grace window."""
-        self.spent: Memory[bool] = memory("spent", Plain())
+        self.spent: Memory[bool] = memory("spent", Plain(flag))
         """Handle ids that have a successor, until they would have died anyway."""
-        self.ended: Memory[bool] = memory("ended", Plain(), durable=True)
+        self.ended: Memory[bool] = memory("ended", Plain(flag), durable=True)
         """Chain ids, until the chain's own end."""
-        self.newest: Memory[str] = memory("newest", Plain(), changes=True)
+        self.newest: Memory[str] = memory("newest", Plain(text), changes=True)
         """By chain id: the upstream's name of its newest session, where it can be revoked."""
         self.answers: Memory[Answered[Minted]] = memory("answer", Answers(clock), most=MOST_BYTES)
         """By digest of caller, profile and key."""
-        self.expected: Memory[tuple[str, str]] = memory("expected", Plain(tuple))
+        self.expected: Memory[tuple[str, str]] = memory("expected", Plain(pair))
         """By upstream and its name of a session: profile and chain, where callbacks may come."""
         self.results: Memory[Acted] = memory("result", Endings(), most=MOST_BYTES)
         """By upstream and its name of a session: how it ended."""
-        self.events: Memory[bool] = memory("event", Plain())
+        self.events: Memory[bool] = memory("event", Plain(flag))
         """By profile and the upstream's name of a signed event: that it was dealt with."""
         self.tokens: Memory[AccessToken] = memory("token", Tokens(clock), changes=True)
         """Access tokens, by a keyed digest of everything that shaped the request for one."""

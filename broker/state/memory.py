@@ -11,18 +11,25 @@ import hashlib
 import random
 import uuid
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import structlog
+
+from broker.errors import Overloaded
 from broker.flights import Flights, Spawn
 from broker.schedule import Clock
 from broker.state.remembered import MOST_ITEMS, Remembered
 from broker.state.store import Claim, Kept, Put, Store, StoreDown
-from broker.strict import Unreadable
 
+_log = structlog.get_logger("state")
 V = TypeVar("V")
 _PAUSE = 0.05
 """Seconds between two looks for what another replica is making, doubled up to eight times that."""
 _LONGEST_PAUSE = 0.4
+CLAIM_SECONDS = 3.0
+"""A claim's life, extended three times as often by its living owner: so what is claimed is being
+done, and a replica that was killed is waited for no longer than this."""
 
 
 class Codec(Protocol[V]):
@@ -39,6 +46,18 @@ class Codec(Protocol[V]):
     def weight(self, value: V) -> int:
         """About what it takes to remember, in the unit of the memory's bound."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Run(Generic[V]):
+    """See `Memory.once`."""
+
+    work: Callable[[], Coroutine[Any, Any, V]]
+    keep: Callable[[V], float]
+    patience: float
+    fits: Callable[[V], bool]
+    also: Callable[[], list[Put | None]]
+    alone: bool
 
 
 class Memory(Generic[V]):
@@ -64,6 +83,7 @@ class Memory(Generic[V]):
         self._store = store
         self._changes = changes
         self._durable = durable
+        self._spawn = spawn
         self.here: Remembered[V] = Remembered(clock, most)
         self._flights: Flights[str, tuple[V, bool]] = Flights(spawn)
 
@@ -96,11 +116,9 @@ class Memory(Generic[V]):
         left = kept.seconds - (self._clock.monotonic() - sent)
         if left <= 0:
             return None
-        try:
-            value = self._codec.read(kept.value, left)
-        except Unreadable:
-            return None
-        self.here.put(key, value, left, self._codec.weight(value))
+        value = self._read(kept.value, left)
+        if value is not None:
+            self.here.put(key, value, left, self._codec.weight(value))
         return value
 
     async def put(self, key: str, value: V, seconds: float) -> None:
@@ -127,10 +145,20 @@ class Memory(Generic[V]):
     async def _forget(self, store: Store, key: str, value: V) -> None:
         try:
             (kept,) = await store.get([self.name(key)])
-            if kept is not None and self._codec.read(kept.value, kept.seconds) == value:
+            if kept is not None and self._read(kept.value, kept.seconds) == value:
                 await store.delete_if(self.name(key), kept.value)
-        except (StoreDown, Unreadable):
+        except StoreDown:
             return
+
+    def _read(self, raw: bytes, seconds: float) -> V | None:
+        """What another version wrote may be unreadable in any way: it is not there then."""
+        try:
+            value = self._codec.read(raw, seconds)
+            self._codec.weight(value)
+        except Exception as exc:  # noqa: BLE001  (see above)
+            _log.warning("unreadable", kind=self._kind, cause=type(exc).__name__)
+            return None
+        return value
 
     async def once(
         self,
@@ -138,79 +166,93 @@ class Memory(Generic[V]):
         work: Callable[[], Coroutine[Any, Any, V]],
         *,
         keep: Callable[[V], float],
-        seconds: float,
         patience: float,
         fits: Callable[[V], bool] = lambda _: True,
         also: Callable[[], list[Put | None]] = list,
+        alone: bool = False,
     ) -> tuple[V, bool]:
         """One run of `work` for all who ask at once, on all replicas; its value, and whether this
         call made it.
 
-        keep: for how long a value is remembered. seconds: the claim's life, above what `work` can
-        take, so that a replica that died is waited for no longer. patience: how long to wait for
-        another replica before going alone. fits: is a remembered value what is wanted? also: what
-        else the store is told in the same breath, after the value. Raises what `work` raises."""
-        (value, made), mine = await self._flights.join(
-            key, lambda: self._claimed(key, work, keep, seconds, patience, fits, also)
-        )
+        keep: for how long a value is remembered. patience: how long to wait for another replica
+        that is at it. fits: is a remembered value what is wanted? also: what else the store is told
+        in the same breath, after the value. alone: whoever has waited in vain runs `work` all the
+        same, as once too often does no harm. Raises what `work` raises; Overloaded where another
+        replica is at it for longer."""
+        run = _Run(work, keep, patience, fits, also, alone)
+        (value, made), mine = await self._flights.join(key, lambda: self._run(key, run))
         return value, mine and made
 
-    async def _claimed(
-        self,
-        key: str,
-        work: Callable[[], Coroutine[Any, Any, V]],
-        keep: Callable[[V], float],
-        seconds: float,
-        patience: float,
-        fits: Callable[[V], bool],
-        also: Callable[[], list[Put | None]],
-    ) -> tuple[V, bool]:
-        owner = ""
+    async def _run(self, key: str, run: _Run[V]) -> tuple[V, bool]:
         known = self.here.get(key)  # since it was looked up, another run may have landed
-        if known is not None and fits(known):
+        if known is not None and run.fits(known):
             return known, False
-        if self._store is not None:
-            found, owner = await self._wait(self._store, key, seconds, patience, fits)
+        if self._store is None:
+            return await self._made(key, run, None, "")
+        owner = uuid.uuid4().hex
+        extending = None
+        try:
+            found, claim = await self._wait(self._store, key, run, owner)
             if found is not None:
                 return found, False
-        try:
-            value = await work()
-            first = self.noted(key, value, keep(value), owner)
-            items = [item for item in (first, *also()) if item is not None]
-            if items and self._store is not None and await tell(self._store, items) and first:
-                owner = ""  # which that has released
-            return value, True
+            if claim is Claim.ACQUIRED:
+                extending = self._spawn(self._extend(self._store, key, owner))
+            return await self._made(key, run, self._store, owner if extending else "")
         finally:
-            if owner and self._store is not None:
-                await self._store.release(self.name(key), owner)
+            if extending is not None:
+                extending.cancel()
+            # also after an error: it may have been taken all the same
+            await self._store.release(self.name(key), owner)
+
+    async def _made(
+        self, key: str, run: _Run[V], store: Store | None, owner: str
+    ) -> tuple[V, bool]:
+        """What `work` makes. Where this process stood still for so long that another took the
+        claim, it is too late: what that one made is the answer for all."""
+        value = await run.work()
+        first = self.noted(key, value, run.keep(value), owner)
+        items = [item for item in (first, *run.also()) if item is not None]
+        if items and store is not None:
+            taken = await tell(store, items)
+            if first is not None and taken and not taken[0]:
+                found = await self.fetch(key)
+                if found is not None and run.fits(found):
+                    return found, False
+        return value, True
+
+    async def _extend(self, store: Store, key: str, owner: str) -> None:
+        """Keeps a claim while its owner is alive and at it, however slow an upstream is."""
+        extended = True
+        while extended:
+            await self._clock.sleep(CLAIM_SECONDS / 3)
+            extended = await store.extend(self.name(key), owner, CLAIM_SECONDS)
 
     async def _wait(
-        self, store: Store, key: str, seconds: float, patience: float, fits: Callable[[V], bool]
-    ) -> tuple[V | None, str]:
-        """What another replica made; or the claim's owner token, "" where we go without one."""
-        owner = uuid.uuid4().hex
-        until = self._clock.monotonic() + patience
+        self, store: Store, key: str, run: _Run[V], owner: str
+    ) -> tuple[V | None, Claim]:
+        """What another replica made; else the answer with which to go on: HELD is alone, though
+        another is at it. Raises Overloaded."""
+        until = self._clock.monotonic() + run.patience
         pause = _PAUSE
         while True:
             sent = self._clock.monotonic()
-            claim, kept = await store.claim(self.name(key), owner, seconds)
+            claim, kept = await store.claim(self.name(key), owner, CLAIM_SECONDS)
             found = self.learn(key, kept, sent)
-            if found is not None and fits(found):
-                if claim is Claim.ACQUIRED:
-                    await store.release(self.name(key), owner)
-                return found, ""
-            if claim is not Claim.HELD:
-                return None, owner  # on an error too: it may have been taken all the same
+            if found is not None and run.fits(found):
+                return found, claim
+            if claim is not Claim.HELD or (run.alone and self._clock.monotonic() >= until):
+                return None, claim
             if self._clock.monotonic() >= until:
-                return None, ""
+                raise Overloaded(
+                    "This is being done already.", cause="claimed elsewhere", retry_after=1.0
+                )
             await self._clock.sleep(pause * (0.75 + random.random() / 2))  # noqa: S311  (jitter)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-async def tell(store: Store, items: list[Put]) -> bool:
-    """Whether the store was told."""
+async def tell(store: Store, items: list[Put]) -> list[bool]:
+    """For each, whether the store has it now; nothing where it does not answer."""
     try:
-        await store.put(items)
+        return await store.put(items)
     except StoreDown:
-        return False
-    return True
+        return []

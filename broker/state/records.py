@@ -30,9 +30,10 @@ class Answered(Generic[V]):
 
 
 class Plain(Generic[V]):
-    """Values that are JSON as they are: flags, names, lists of them."""
+    """Values that are JSON as they are."""
 
-    def __init__(self, made: Callable[[Any], V] = lambda value: value) -> None:
+    def __init__(self, made: Callable[[Any], V]) -> None:
+        """made: checks it; raises Unreadable."""
         self._made = made
 
     def write(self, value: V, seconds: float) -> bytes:
@@ -88,7 +89,8 @@ class Tokens(Timed[AccessToken]):
     def _made(self, fields: Any, age: float) -> AccessToken:
         secret, kind, scope, life = fields
         now = self._clock.monotonic()
-        return AccessToken(Secret(secret), kind, scope, self._read_life(life, age), now)
+        lives = self._read_life(life, age)
+        return AccessToken(Secret(text(secret)), text(kind), text(scope), lives, now)
 
     def weight(self, value: AccessToken) -> int:
         return 1
@@ -113,11 +115,15 @@ class Sessions(Timed[Minted]):
         ]
 
     def _made(self, fields: Any, age: float) -> Minted:
-        profile, (token, name, life, output, accepted), *rest = fields
+        profile, (token, name, life, output, accepted), handle, chain, rotates, floor = fields
         session = ComponentSession(
-            Secret(token), name, self._read_life(life, age), _read(output), accepted
+            Secret(text(token)),
+            None if name is None else text(name),
+            self._read_life(life, age),
+            _read(output),
+            flag(accepted),
         )
-        return Minted(profile, session, *rest)
+        return Minted(text(profile), session, text(handle), text(chain), flag(rotates), 0.0 + floor)
 
     def weight(self, value: Minted) -> int:
         return 4096 + 4 * len(value.handle) + 8 * len(orjson.dumps(value.session.output))
@@ -133,7 +139,7 @@ class Answers(Timed[Answered[Minted]]):
 
     def _made(self, fields: Any, age: float) -> Answered[Minted]:
         body, answer = fields
-        return Answered(body, self._sessions._made(answer, age))  # noqa: SLF001  (the same)
+        return Answered(text(body), self._sessions._made(answer, age))  # noqa: SLF001  (the same)
 
     def weight(self, value: Answered[Minted]) -> int:
         return self._sessions.weight(value.answer)
@@ -149,8 +155,9 @@ class Endings:
     def read(self, raw: bytes, seconds: float) -> Acted:
         try:
             status, name, output, trusted, final = _tree(raw)
-            return Acted(status, name, _read(output), _read(trusted), final)
-        except (ValueError, TypeError) as exc:
+            name = None if name is None else text(name)
+            return Acted(0 + status, name, _read(output), _read(trusted), text(final))
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise Unreadable("written by another version") from exc
 
     def weight(self, value: Acted) -> int:
@@ -170,3 +177,24 @@ def _written(tree: JSON) -> JSON:
 
 def _read(told: Any) -> JSON:
     return orjson.Fragment(told["verbatim"].encode()) if "verbatim" in told else told["tree"]
+
+
+def text(value: Any) -> str:
+    """Raises Unreadable."""
+    if not isinstance(value, str):
+        raise Unreadable("is no text")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """Raises Unreadable."""
+    if not isinstance(value, bool):
+        raise Unreadable("is no flag")
+    return value
+
+
+def pair(value: Any) -> tuple[str, str]:
+    """Raises Unreadable."""
+    if not (isinstance(value, list) and len(value) == 2):
+        raise Unreadable("is no pair")
+    return text(value[0]), text(value[1])

@@ -49,12 +49,26 @@ _BATCH = 100
 _READ = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
 _FREE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 _WRITE = """
-if tonumber(ARGV[2]) > 0 then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
-if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
+local mine = ARGV[3] ~= '' and redis.call('GET', KEYS[2]) == ARGV[3]
+local late = ARGV[3] ~= '' and not mine and redis.call('EXISTS', KEYS[1]) == 1
+if tonumber(ARGV[2]) > 0 and not late then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+if mine then redis.call('DEL', KEYS[2]) end
+return late and 0 or 1
 """
+# A claim that would outlive what anybody claims for (a restored dump, a clock set back) is none.
 _CLAIM = """
 local mine = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
+if not mine then
+  local left = redis.call('PTTL', KEYS[2])
+  if redis.call('GET', KEYS[2]) == ARGV[1] or left < 0 or left > tonumber(ARGV[2]) then
+    mine = redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+  end
+end
 return {mine and 1 or 0, redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
+"""
+_EXTEND = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 _FORGET = f"""
 local tag = redis.call('GETRANGE', KEYS[1], 0, {TAG_BYTES - 1})
@@ -115,12 +129,12 @@ class RedisStore:
         pairs = zip(names, answers, strict=True)
         return [self._opened(name, *answer) for name, answer in pairs]
 
-    async def put(self, items: Sequence[Put]) -> None:
+    async def put(self, items: Sequence[Put]) -> list[bool]:
         if not items:
-            return
+            return []
         now = self._clock.monotonic()
         try:
-            await self._call("put", lambda: self._send(list(map(self._writing, items))))
+            taken = await self._call("put", lambda: self._send(list(map(self._writing, items))))
         except StoreDown:
             for item in items:
                 if item.durable and item.seconds > 0:
@@ -128,6 +142,7 @@ class RedisStore:
             raise
         for item in items:
             self._owed.pop(item.name, None)
+        return [bool(one) for one in taken]
 
     async def delete_if(self, name: str, value: bytes) -> None:
         if name in self._owed and self._owed[name][0].value == value:
@@ -144,6 +159,14 @@ class RedisStore:
         except StoreDown:
             return Claim.ERROR, None
         return Claim.ACQUIRED if mine else Claim.HELD, self._opened(name, value, left)
+
+    async def extend(self, name: str, owner: str, seconds: float) -> bool:
+        command: _Command = (_EXTEND, self._keys(name)[1:], (owner, max(1, int(seconds * 1000))))
+        try:
+            (extended,) = await self._call("extend", lambda: self._send([command]))
+        except StoreDown:
+            return True
+        return bool(extended)
 
     async def release(self, name: str, owner: str) -> None:
         command: _Command = (_FREE, self._keys(name)[1:], (owner,))

@@ -38,6 +38,7 @@ class Kept:
 @dataclass(frozen=True, slots=True)
 class Put:
     """Something to keep. owner: of a claim under the same name, which this releases; "" for none.
+    Where another has it by now, nothing that is there is replaced.
 
     durable: where the store is down, it is told later, when it is back."""
 
@@ -56,8 +57,8 @@ class Store(Protocol):
         """In the order of `names`, in one round trip. Raises StoreDown."""
         ...
 
-    async def put(self, items: Sequence[Put]) -> None:
-        """All of them, in one round trip. Raises StoreDown."""
+    async def put(self, items: Sequence[Put]) -> list[bool]:
+        """All of them, in one round trip; for each, whether it is there now. Raises StoreDown."""
         ...
 
     async def delete_if(self, name: str, value: bytes) -> None:
@@ -65,8 +66,14 @@ class Store(Protocol):
         ...
 
     async def claim(self, name: str, owner: str, seconds: float) -> tuple[Claim, Kept | None]:
-        """Claims the making of what will be under a name, for `seconds` at the most; and what is
-        there now. ERROR where the store is down: this does not raise."""
+        """Claims the making of what will be under a name, for `seconds` from now; ACQUIRED too
+        where it is this owner's already. And what is there now. ERROR where the store is down: this
+        does not raise."""
+        ...
+
+    async def extend(self, name: str, owner: str, seconds: float) -> bool:
+        """Makes a claim last `seconds` from now. False where it is not this owner's any more: never
+        takes it anew. True too where the store is down. Does not raise."""
         ...
 
     async def release(self, name: str, owner: str) -> None:

@@ -94,12 +94,11 @@ class OAuth:
             "client_id": _listed(entry.client_id),
             "private_key" if key else "client_secret": key or _listed(entry.client_secret),
         }
-        self._rollover = Rollover(self._groups, keyring, clock, metrics)
+        self.rollover = Rollover(self._groups, keyring, clock, metrics, same=("client_id",))
         self._proofs = Proofs(entry, clock)
         self._slow = False
-        self._key: tuple[int, str] | None = None
         try:
-            for shown in self._rollover.current():
+            for shown in self.rollover.current():
                 _ = self._proofs.of(shown.values)
         except Unusable as exc:
             at = pointer("credentials", name, "private_key")
@@ -132,11 +131,8 @@ class OAuth:
         different places share nothing, for servers where all clients have one id and the secret
         alone says who they are. JSON, as joined texts would let one field end where another begins.
         """
-        generation = self._keyring.generation
-        if self._key is not None and self._key[0] == generation:
-            return self._key[1]
         entry = self._entry
-        ids = [shown.values["client_id"].reveal() for shown in self._rollover.current()]
+        ids = [shown.values["client_id"].reveal() for shown in self.rollover.current()]
         places = {name: [ref.source for ref in refs] for name, refs in self._groups.items()}
         shape = {
             "token_url": entry.token_url,
@@ -149,9 +145,9 @@ class OAuth:
             "audience": entry.audience,
             "resource": entry.resource,
             "parameters": sorted(entry.parameters.items()),
+            "lives": [str(entry.default_lifetime), str(entry.max_lifetime)],
         }
-        self._key = (generation, self._digest(json.dumps(shape)))
-        return self._key[1]
+        return self._digest(json.dumps(shape))
 
     async def _ask_with_each_version(self, deadline: float, priority: Priority) -> AccessToken:
         """With one version of the secrets after another, and, where the endpoint knows none, with
@@ -160,18 +156,18 @@ class OAuth:
         refusal: UpstreamRefused | None = None
         for again in (False, True):
             if again:
-                _ = await self._rollover.reread()
-            for shown in self._rollover.order():
+                _ = await self.rollover.reread()
+            for shown in self.rollover.order():
                 if shown.key in tried:
                     continue
                 tried.add(shown.key)
                 try:
                     found = await self._ask_with(shown, deadline, priority)
                 except _UnknownClient as error:
-                    self._rollover.refused(shown)
+                    self.rollover.refused(shown)
                     refusal = error
                 else:
-                    self._rollover.worked(shown)
+                    self.rollover.worked(shown)
                     return found
         raise refusal or AssertionError("a credential has at least one version")
 
@@ -227,7 +223,9 @@ class OAuth:
         """The members of an answer that grants; an error for every other answer."""
         status = answer.status
         if status >= 500 or status in (408, 429):
-            wait = parse_retry_after(answer.headers.get("retry-after"), self._clock.now())
+            wait = None  # which only these two statuses come with
+            if status in (429, 503):
+                wait = parse_retry_after(answer.headers.get("retry-after"), self._clock.now())
             kind = Throttled if status == 429 else UpstreamUnavailable
             raise kind("The token endpoint is unwell.", cause=f"HTTP {status}", retry_after=wait)
         try:

@@ -121,6 +121,9 @@ def _meaning(means: str, cause: str, status: int, wait: float | None) -> BrokerE
 
 
 def _wait(answer: Answer, now: datetime) -> float | None:
+    """With a status that asks for a pause of all: another, one odd request may have met with."""
+    if answer.status not in (429, 503):
+        return None
     return parse_retry_after(answer.headers.get("retry-after"), now)
 
 

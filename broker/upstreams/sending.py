@@ -1,7 +1,6 @@
-"""One declared request, filled and sent with our credential, through the guard of its account.
+"""One declared request, sent with our credential, through the guard of its account.
 
-The secret goes in last, into a copy, so that templates, logs and errors only ever hold the request
-without it. What an answer means is not known here, but for one thing: a credential that is refused
+What an answer means is not known here, but for one thing: a credential that is refused
 may be an old one. A 401 to an access token that was thought good costs one new token and one
 repetition; a 401 or 403 to a key costs a try of each other version of it. The upstream has done
 nothing then, so that this is safe, and all of it has the time of the one call.
@@ -12,29 +11,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
-from urllib.parse import quote, urlencode
-
-import orjson
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from broker.errors import (
-    ActionNotAllowed,
     BrokerError,
     InternalError,
-    InvalidParameters,
     UpstreamNonsense,
     UpstreamRefused,
     UpstreamTimeout,
     outcome_of,
 )
 from broker.guard import Guard
-from broker.holes import ABSENT, Template, fill_tree, steps_of
 from broker.metrics import Metrics
-from broker.model import JSON, AccessToken, Outcome, Priority, Secret, TokenSource
+from broker.model import AccessToken, Outcome, Priority, Secret, TokenSource
 from broker.presets.vocabulary import Request
 from broker.rollover import Rollover, Shown
 from broker.schedule import Clock
 from broker.snapshot import Profile
+from broker.upstreams.filling import Filled, Filling
 from broker.upstreams.refusals import repeats
 from broker.upstreams.transport import Answer, Transport
 
@@ -43,6 +37,14 @@ _REFUSED_WAIT = 60.0
 """Seconds after every credential was refused by one kind of request, unless that takes one
 meanwhile: it is not the credential's age, and asking for more would only hammer the token endpoint,
 or send each call as often as a key has versions."""
+
+
+_MOST_MISTAKEN = 3
+"""Times within that, after which a token that is good for others is not thrown away any more for
+one request's sake: one caller's odd ones shall not cost a token each."""
+_LOST = (500, 502, 504)
+"""Statuses after which the call may have happened: a gateway's, above all, whose upstream's answer
+did not come. A 503 says that it was not taken up."""
 
 
 class Attempt:
@@ -70,6 +72,15 @@ class Call(Generic[V]):
     attempt: Attempt
     priority: Priority = Priority.PERSON
     session_token: str | None = None
+
+
+class _GivenUp(NamedTuple):
+    """No new credential is looked for until then. proof: the token that was refused last. times:
+    when it came to this lately."""
+
+    until: float
+    proof: AccessToken | None
+    times: tuple[float, ...]
 
 
 class _Refused(UpstreamRefused):
@@ -103,17 +114,16 @@ class Sender:
         metrics: Metrics,
     ) -> None:
         """rollover: the versions of the profile's own secrets; None where it sends a token."""
-        self._how = profile.preset.file.authorization
+        how = profile.preset.file.authorization
+        self._filling = Filling(profile)
         self._name = profile.name
-        self._base = profile.base_url
         self._transport = transport
-        self._tokens = tokens if self._how.access_token and profile.credential else None
+        self._tokens = tokens if how.access_token and profile.credential else None
         self._rollover = rollover
         self._guard = guard
         self._clock = clock
         self._metrics = metrics
-        self._refused_until: dict[int, float] = {}  # by identity: requests live with the preset
-        self._of_session = profile.preset.file.session_authorization
+        self._given: dict[int, _GivenUp] = {}  # by identity: requests live with the preset
 
     async def send(self, call: Call[V]) -> V:
         """What the answer means. Raises what that, or `parse`, says; UpstreamError; Overloaded."""
@@ -132,7 +142,7 @@ class Sender:
         try:
             return await self._guarded(call, token)
         except _Refused as refused:
-            if sent < self._refused_until.get(id(call.request), float("-inf")):
+            if self._gave_up(call, sent):
                 raise self._given_up(refused) from None
             tokens.forget(older_than=sent)
             renewed = await self._token(call, tokens)
@@ -142,13 +152,14 @@ class Sender:
                 return await self._guarded(call, renewed)
             except _Refused as refused:
                 last = refused
-        self._refused_until[id(call.request)] = self._clock.monotonic() + _REFUSED_WAIT
+        self._give_up(call, renewed)
         raise self._given_up(last) from None
 
     async def _token(self, call: Call[V], tokens: TokenSource) -> AccessToken:
         try:
-            async with asyncio.timeout(call.deadline - self._clock.monotonic()):
-                return await tokens.token(priority=call.priority)
+            with self._guard.waiting():
+                async with asyncio.timeout(call.deadline - self._clock.monotonic()):
+                    return await tokens.token(priority=call.priority)
         except TimeoutError:
             raise UpstreamTimeout("No access token came in time.", cause="no token") from None
 
@@ -174,13 +185,35 @@ class Sender:
                     return found
                 if last.said == 401:
                     rollover.refused(shown)
-                elif began < self._refused_until.get(id(call.request), float("-inf")):
+                elif self._gave_up(call, began):
                     raise self._given_up(last) from None
                 else:
                     doubted.append(shown)
                 tried.append(shown.values)
-        self._refused_until[id(call.request)] = self._clock.monotonic() + _REFUSED_WAIT
+        self._give_up(call, None)
         raise self._given_up(last) from None
+
+    def _give_up(self, call: Call[Any], proof: AccessToken | None) -> None:
+        now = self._clock.monotonic()
+        before = self._given.get(id(call.request))
+        times = (
+            *(one for one in (before.times if before else ()) if now - one < _REFUSED_WAIT),
+            now,
+        )
+        self._given[id(call.request)] = _GivenUp(now + _REFUSED_WAIT, proof, times)
+
+    def _gave_up(self, call: Call[Any], began: float) -> bool:
+        given = self._given.get(id(call.request))
+        return given is not None and began < given.until
+
+    def _accepted(self, call: Call[Any], proof: AccessToken | Shown) -> None:
+        """One credential works, so there is one to look for again. Not so where it is the very one
+        that was refused, time and again: then the refusals are about something else."""
+        given = self._given.get(id(call.request))
+        if given is None or (proof == given.proof and len(given.times) >= _MOST_MISTAKEN):
+            return
+        times = given.times if proof == given.proof else ()
+        self._given[id(call.request)] = _GivenUp(float("-inf"), None, times)
 
     def _given_up(self, refused: _Refused) -> BrokerError:
         """What the refusal of the last credential means, told to the guard."""
@@ -188,8 +221,11 @@ class Sender:
         return refused.meaning.again()
 
     async def _guarded(self, call: Call[V], proof: AccessToken | Shown | None) -> V:
+        # Before a place is taken, as what cannot be filled tells nothing of the upstream.
+        filled = self._filling.of(call.request, call.values, proof, call.session_token)
+
         async def once(seconds: float) -> V:
-            return await self._once(call, proof, seconds)
+            return await self._once(call, proof, filled, seconds)
 
         return await self._guard.call(
             once,
@@ -199,14 +235,24 @@ class Sender:
             again=repeats(call.request, call.priority),
         )
 
-    async def _once(self, call: Call[V], proof: AccessToken | Shown | None, seconds: float) -> V:
+    async def _once(
+        self, call: Call[V], proof: AccessToken | Shown | None, filled: Filled, seconds: float
+    ) -> V:
         """One attempt, counted by how it ended, what its answer meant included."""
         attempt, unheard = call.attempt, call.attempt.sent
         began = self._clock.monotonic()
         outcome = Outcome.INTERNAL
         attempt.sent = True
         try:
-            answer = await self._send(call, proof, seconds)
+            answer = await self._transport.send(
+                call.request.method,
+                filled.url,
+                headers=filled.headers,
+                body=filled.body,
+                timeout=seconds,
+            )
+            if answer.status in _LOST:
+                unheard = True
             value = self._meant(call, proof, answer)
             attempt.sent, outcome = unheard, Outcome.OK
             return value
@@ -226,11 +272,12 @@ class Sender:
     def _meant(self, call: Call[V], proof: AccessToken | Shown | None, answer: Answer) -> V:
         """Raises _Refused where another credential may be taken."""
         if proof is not None and answer.status not in (401, 403):
-            self._refused_until.pop(id(call.request), None)
-            if self._rollover is not None and isinstance(proof, Shown):
-                self._rollover.worked(proof)
+            self._accepted(call, proof)
         try:
-            return call.parse(answer)
+            value = call.parse(answer)
+            if self._rollover is not None and isinstance(proof, Shown):
+                self._rollover.worked(proof)  # nothing less than what was asked for shows that
+            return value
         except BrokerError as exc:
             may_be_key = answer.status == 403 and isinstance(exc, UpstreamRefused)
             if (proof is not None and answer.status == 401) or (
@@ -238,97 +285,3 @@ class Sender:
             ):
                 raise _Refused.by(exc, answer.status) from exc
             raise
-
-    async def _send(
-        self, call: Call[V], proof: AccessToken | Shown | None, seconds: float
-    ) -> Answer:
-        request, values = call.request, call.values
-        headers = {"accept": "application/json", "user-agent": "token-broker"}
-        for name, text in _texts(request.headers, values).items():
-            headers[name.lower()] = _header(text)
-        tree = fill_tree(request.json_, values) if request.json_ is not None else None
-        form = _texts(request.form, values) if request.form is not None else None
-        url = self._base + _path(request.path, values)
-        if call.session_token is not None and self._of_session is not None:
-            value = self._of_session.prefix + _header(call.session_token)
-            headers[self._of_session.header.lower()] = value
-        elif isinstance(proof, AccessToken):
-            headers["authorization"] = f"Bearer {proof.value.reveal()}"
-        elif proof is not None and form is not None and self._how.form:
-            for field, setting in self._how.form.items():
-                form[field] = proof.values[setting].reveal()
-        elif proof is not None and self._how.secret is not None:
-            tree = self._authorise(proof.values[self._how.secret], headers, tree, values)
-        body: bytes | None = None
-        if form is not None:
-            body = urlencode(form).encode()
-            headers["content-type"] = "application/x-www-form-urlencoded"
-        elif tree is not None:
-            body = orjson.dumps(tree)
-            headers["content-type"] = "application/json"
-        return await self._transport.send(
-            request.method, url, headers=headers, body=body, timeout=seconds
-        )
-
-    def _authorise(
-        self, key: Secret, headers: dict[str, str], tree: JSON, values: Mapping[str, Any]
-    ) -> JSON:
-        """Puts the secret key in last: into the headers, or into a copy of the body."""
-        how = self._how
-        if _filled(how.place, values) == "body":
-            for pointer in how.members:
-                tree = _with_member(tree, steps_of(pointer), key.reveal())
-            return tree
-        name = str(_filled(how.header, values)).lower()
-        prefix = how.prefix if how.prefix is not None else "Bearer " * (name == "authorization")
-        headers[name] = prefix + key.reveal()
-        return tree
-
-
-def _texts(members: Mapping[str, str | Template], values: Mapping[str, Any]) -> dict[str, str]:
-    """Header or form fields; one whose whole hole has no value is left out."""
-    filled = {name: _filled(text, values) for name, text in members.items()}
-    return {name: text for name, text in filled.items() if text is not None}
-
-
-def _filled(text: str | Template, values: Mapping[str, Any]) -> str | None:
-    """Text for a header, a form field or a path; None for a whole hole without a value."""
-    found = text.fill(values) if isinstance(text, Template) else text
-    if found is ABSENT:
-        return None
-    if isinstance(found, bool):
-        return "true" if found else "false"
-    if isinstance(found, int | float):
-        return str(found)
-    if not isinstance(found, str):
-        raise InternalError(cause=f"{text!r} is no text")
-    return found
-
-
-def _header(value: str) -> str:
-    if not (value.isascii() and value.isprintable()):
-        raise InvalidParameters("A value of this request cannot be sent upstream.", cause="header")
-    return value
-
-
-def _path(path: str | Template, values: Mapping[str, Any]) -> str:
-    """The path with its holes percent-encoded: each stays one segment, whatever it holds."""
-    if not isinstance(path, Template):
-        return path
-    coded: dict[str, str] = {}
-    for hole in path.holes:
-        value = values.get(hole, ABSENT)
-        if not isinstance(value, str | int) or str(value) in ("", ".", ".."):
-            raise ActionNotAllowed("This session cannot be named upstream.", cause=f"no {hole}")
-        coded[hole] = quote(str(value), safe="")
-    return str(path.fill(coded))
-
-
-def _with_member(tree: JSON, steps: list[str], value: str) -> JSON:
-    """A copy of `tree` with one member more; `tree` itself where the place is not there."""
-    if not isinstance(tree, dict):
-        return tree
-    step, *rest = steps
-    if not rest:
-        return {**tree, step: value}
-    return {**tree, step: _with_member(tree[step], rest, value)} if step in tree else tree
