@@ -137,6 +137,7 @@ class App:
         held = self._keyring.held
         changed = self._keyring.adopt(reading)
         try:
+            check_keys(snapshot, self._keyring)
             assembly = Assembly(snapshot, self._ground, self._assembly)
         except BaseException:
             self._keyring.restore(held)

@@ -70,10 +70,9 @@ class Assembly:
 
     def __init__(self, snapshot: Snapshot, ground: Ground, before: Assembly | None = None) -> None:
         """before: the one in force, whose parts are taken over where nothing they are made of
-        changed. Raises ConfigError for secrets that are unusable."""
+        changed. Raises ConfigError for secrets that are unusable; `check_keys` comes before."""
         server, keyring = snapshot.server, ground.keyring
         budget = server.request_budget.total_seconds()
-        check_keys(snapshot, keyring)
         self.snapshot = snapshot
         self._ground = ground
         self._secrets = {ref: keyring.get(ref) for _, ref in secret_refs(snapshot)}

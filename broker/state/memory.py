@@ -188,37 +188,36 @@ class Memory(Generic[V]):
         if known is not None and run.fits(known):
             return known, False
         if self._store is None:
-            return await self._made(key, run, None, "")
-        owner = uuid.uuid4().hex
-        extending = None
+            value = await run.work()
+            self.noted(key, value, run.keep(value))
+            _ = run.also()
+            return value, True
+        owner, released, extending = uuid.uuid4().hex, False, None
         try:
             found, claim = await self._wait(self._store, key, run, owner)
             if found is not None:
                 return found, False
             if claim is Claim.ACQUIRED:
                 extending = self._spawn(self._extend(self._store, key, owner))
-            return await self._made(key, run, self._store, owner if extending else "")
+            value = await run.work()
+            first = self.noted(key, value, run.keep(value), owner if extending else "")
+            items = [item for item in (first, *run.also()) if item is not None]
+            taken = await tell(self._store, items)
+            released = bool(extending and first and taken)
+            if first and taken[:1] == [False]:
+                return await self._settled(key, run, value)
+            return value, True
         finally:
             if extending is not None:
                 extending.cancel()
-            # also after an error: it may have been taken all the same
-            await self._store.release(self.name(key), owner)
+            if not released:  # also after an error: it may have been taken all the same
+                await self._store.release(self.name(key), owner)
 
-    async def _made(
-        self, key: str, run: _Run[V], store: Store | None, owner: str
-    ) -> tuple[V, bool]:
-        """What `work` makes. Where this process stood still for so long that another took the
-        claim, it is too late: what that one made is the answer for all."""
-        value = await run.work()
-        first = self.noted(key, value, run.keep(value), owner)
-        items = [item for item in (first, *run.also()) if item is not None]
-        if items and store is not None:
-            taken = await tell(store, items)
-            if first is not None and taken and not taken[0]:
-                found = await self.fetch(key)
-                if found is not None and run.fits(found):
-                    return found, False
-        return value, True
+    async def _settled(self, key: str, run: _Run[V], value: V) -> tuple[V, bool]:
+        """This process stood still for so long that another took its claim: what that one has made
+        is the answer for all."""
+        found = await self.fetch(key)
+        return (found, False) if found is not None and run.fits(found) else (value, True)
 
     async def _extend(self, store: Store, key: str, owner: str) -> None:
         """Keeps a claim while its owner is alive and at it, however slow an upstream is."""

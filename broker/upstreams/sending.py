@@ -1,9 +1,9 @@
 """One declared request, sent with our credential, through the guard of its account.
 
-What an answer means is not known here, but for one thing: a credential that is refused
-may be an old one. A 401 to an access token that was thought good costs one new token and one
-repetition; a 401 or 403 to a key costs a try of each other version of it. The upstream has done
-nothing then, so that this is safe, and all of it has the time of the one call.
+What an answer means is not known here, but for one thing: a credential that is refused may be an
+old one. A 401 to an access token that was thought good costs one new token and one repetition; a
+401 or 403 to a key costs a try of each other version of it. The upstream has done nothing then, so
+that this is safe, and all of it has the time of the one call.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ _REFUSED_WAIT = 60.0
 """Seconds after every credential was refused by one kind of request, unless that takes one
 meanwhile: it is not the credential's age, and asking for more would only hammer the token endpoint,
 or send each call as often as a key has versions."""
-
-
 _MOST_MISTAKEN = 3
 """Times within that, after which a token that is good for others is not thrown away any more for
 one request's sake: one caller's odd ones shall not cost a token each."""
