@@ -97,6 +97,7 @@ def check(path: Path) -> None:
     server = snapshot.server
     click.echo(f"  public   {server.public.host}:{server.public.port}")
     click.echo(f"  ops      {server.ops.host}:{server.ops.port}")
+    click.echo(f"  state    {'a store that replicas share' if snapshot.state else 'this process'}")
     for name, caller in snapshot.callers.items():
         click.echo(f"  caller   {name}: {caller.type}")
     if snapshot.anonymous:
