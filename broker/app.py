@@ -1,7 +1,7 @@
 """The composition root: what lives as long as the process, and the configuration in force on it.
 
-Nothing else knows the concrete classes. A request is answered by the assembly that was in force
-when it came; a new one takes its place in one assignment.
+Nothing but this and `assembly` knows the concrete classes. A request is answered by the assembly
+that was in force when it came; a new one takes its place in one assignment.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from broker import __version__
-from broker.assembly import Assembly, Ground, check_keys
+from broker.assembly import Assembly, Ground
 from broker.audit import AuditLog
 from broker.errors import ConfigError, Fault
+from broker.fitness import check_keys
 from broker.flights import Tasks
 from broker.gate import Load
 from broker.keyring import Keyring, Reading
@@ -27,6 +28,7 @@ from broker.limits import RateLimits
 from broker.metrics import Metrics
 from broker.ops import ops_app
 from broker.reload import Watch
+from broker.results import Results
 from broker.schedule import Clock, SystemClock
 from broker.snapshot import Snapshot, secret_refs
 from broker.state import State, Store, Vault
@@ -60,14 +62,13 @@ class App:
         self.load = load = Load(snapshot.server.max_in_flight)
         metrics.in_flight.set_function(lambda: load.in_flight)
         self.starting = True
-        self.needs_restart = False
-        """Is something in force that a restart only can put there?"""
         self._base = base
         self._audit = audit if audit is not None else AuditLog()
         metrics.lines_lost.set_function(lambda: self._audit.lost)
         self._tasks = tasks = Tasks()
         self._keyring = keyring = Keyring(secret_refs(snapshot), base, env)
         check_keys(snapshot, keyring)
+        self._connected = keyring.get(snapshot.state.url) if snapshot.state else None
         vault = Vault([keyring.get(ref) for ref in snapshot.keys])
         self._store = store = store or self._shared_store(snapshot, vault)
         self._transport = transport = transport or AiohttpTransport(
@@ -75,6 +76,7 @@ class App:
             max_connections=snapshot.max_connections,
             idle_seconds=snapshot.idle_seconds,
         )
+        state = State(clock, tasks.spawn, vault, store)
         self._ground = Ground(
             clock=clock,
             metrics=metrics,
@@ -83,8 +85,9 @@ class App:
             load=load,
             transport=transport,
             keyring=keyring,
-            state=State(clock, tasks.spawn, vault, store),
+            state=state,
             rates=RateLimits(clock, store),
+            results=Results(state, self._audit, tasks.spawn),
         )
         try:
             self._assembly = Assembly(snapshot, self._ground)
@@ -108,6 +111,12 @@ class App:
         """The configuration in force."""
         return self._assembly.snapshot
 
+    @property
+    def needs_restart(self) -> bool:
+        """Is there something in the files that only a restart can put in force?"""
+        state = self.snapshot.state
+        return state is not None and self._keyring.get(state.url) != self._connected
+
     async def public(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The public ASGI application."""
         await self._assembly.public(scope, receive, send)
@@ -121,13 +130,11 @@ class App:
         return self._keyring.held == reading.values
 
     def for_upstreams(self, reading: Reading) -> bool:
-        """Are the secrets that changed those that upstreams are shown, and no others?"""
+        """Are the secrets that changed such that what they were is still shown, should the upstream
+        refuse what they are?"""
         held = self._keyring.held
-        return all(
-            at.startswith(("/credentials/", "/profiles/"))
-            for at, ref in secret_refs(self.snapshot)
-            if reading.values.get(ref) != held.get(ref)
-        )
+        changed = {ref for ref, value in reading.values.items() if value != held.get(ref)}
+        return changed <= self._assembly.rolled_over
 
     def adopt(self, snapshot: Snapshot, reading: Reading) -> bool:
         """Puts a new version in force, in one piece or not at all. Whether a secret changed.
@@ -147,8 +154,7 @@ class App:
         self.load.max_in_flight = snapshot.server.max_in_flight
         self._assembly = assembly
         self._announce()
-        if snapshot.state is not None and snapshot.state.url in changed:
-            self.needs_restart = True
+        if self.needs_restart and snapshot.state and snapshot.state.url in changed:
             _log.error("takes_a_restart", setting="/state/url", why="the store stays connected")
         return bool(changed)
 

@@ -7,8 +7,7 @@ not change) is given to it, or taken over from the one before. Makes no network 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import orjson
@@ -20,8 +19,6 @@ from broker.audit import AuditLog
 from broker.authn import Door
 from broker.callbacks import Callbacks
 from broker.chains import Chains
-from broker.errors import ConfigError, Fault
-from broker.faults import pointer
 from broker.file import CredentialEntry, ForwardAuthCaller
 from broker.flights import Tasks, Turns
 from broker.gate import Gate, Load, Origins
@@ -32,8 +29,6 @@ from broker.kinds import SecretRef
 from broker.limits import RateLimits
 from broker.metrics import Metrics
 from broker.minting import Minting
-from broker.model import Secret
-from broker.presets import environment_of
 from broker.results import Results
 from broker.rollover import Rollover
 from broker.schedule import Clock
@@ -44,9 +39,6 @@ from broker.tokens import Cached
 from broker.upstreams.oauth import OAuth
 from broker.upstreams.preset import Upstream
 from broker.upstreams.transport import Transport
-
-_SEAL_BYTES = 32
-_SIGNATURE_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +54,8 @@ class Ground:
     keyring: Keyring
     state: State
     rates: RateLimits
+    results: Results
+    followed: set[str] = field(default_factory=set)
     turns: Turns[str] = field(default_factory=Turns)
 
 
@@ -70,12 +64,12 @@ class Assembly:
 
     def __init__(self, snapshot: Snapshot, ground: Ground, before: Assembly | None = None) -> None:
         """before: the one in force, whose parts are taken over where nothing they are made of
-        changed. Raises ConfigError for secrets that are unusable; `check_keys` comes before."""
+        changed. Raises ConfigError for secrets that are unusable; `fitness` is asked before."""
         server, keyring = snapshot.server, ground.keyring
         budget = server.request_budget.total_seconds()
         self.snapshot = snapshot
         self._ground = ground
-        self._secrets = {ref: keyring.get(ref) for _, ref in secret_refs(snapshot)}
+        self._secrets = keyring.held
         self.guards: dict[str, Guard] = {}
         self._limits: dict[str, RateLimitItem | None] = {}
         self._guards_before = before.guards if before else {}
@@ -87,7 +81,6 @@ class Assembly:
             name: self._upstream(profile, tokens.get(profile.credential or ""), budget)
             for name, profile in snapshot.profiles.items()
         }
-        results = Results(ground.state, ground.audit, ground.tasks.spawn)
         minting = Minting(
             snapshot,
             sources=sources,
@@ -95,7 +88,7 @@ class Assembly:
             seal=seal,
             state=ground.state,
             limits=ground.rates,
-            results=results,
+            results=ground.results,
             clock=ground.clock,
             metrics=ground.metrics,
             budget=budget,
@@ -106,7 +99,7 @@ class Assembly:
             sources=sources,
             seal=seal,
             state=ground.state,
-            results=results,
+            results=ground.results,
             limits=ground.rates,
             clock=ground.clock,
             metrics=ground.metrics,
@@ -117,7 +110,8 @@ class Assembly:
             snapshot,
             sources=sources,
             keyring=keyring,
-            results=results,
+            results=ground.results,
+            followed=ground.followed,
             state=ground.state,
             limits=ground.rates,
             clock=ground.clock,
@@ -173,7 +167,10 @@ class Assembly:
             place = ("credential", name)
             # what is asked for here are the flights of one cache, which makes its own pauses
             guard = self._guard(
-                f"credential {name}", f"token:{name}", entry.upstream_limit, paced=True
+                f"credential {name} {entry.token_url}",
+                f"token:{name}",
+                entry.upstream_limit,
+                paced=True,
             )
             if before is not None and self._same_client(name, before):
                 self.rollovers[place] = before.rollovers[place]
@@ -249,11 +246,19 @@ class Assembly:
             )
         return self.rollovers[place]
 
+    @property
+    def rolled_over(self) -> set[SecretRef]:
+        """Secrets whose earlier values are at hand."""
+        return {ref for one in self.rollovers.values() for ref in one.refs}
+
     def retire(self, successor: Assembly, *, hope: bool) -> None:
         """Another one is in force: what that has not taken over reads no more secrets and fetches
         nothing behind. hope: a secret changed, so what was refused may be taken now."""
         for account, rate in successor._limits.items():
             successor.guards[account].rate = rate
+        for account, guard in self.guards.items():
+            if account not in successor.guards:
+                guard.retire()
         for place, rollover in self.rollovers.items():
             if successor.rollovers.get(place) is not rollover:
                 rollover.freeze()
@@ -294,41 +299,6 @@ class Assembly:
                 if at.startswith("/callers/")
             )
         )
-
-
-def check_keys(snapshot: Snapshot, keyring: Keyring) -> None:
-    """What only the secrets themselves can show. Raises ConfigError with every fault."""
-    faults = [
-        Fault(f"/keys/{index}", f"{ref.source}: a sealing key has {_SEAL_BYTES} bytes or more")
-        for index, ref in enumerate(snapshot.keys)
-        if _length(keyring.get(ref)) < _SEAL_BYTES
-    ]
-    for profile in snapshot.profiles.values():
-        for setting, source, reason in _unfit_secrets(profile, keyring):
-            at = pointer("profiles", profile.name, setting)
-            faults.append(Fault(at, f"{source}: {reason}"))
-    if faults:
-        raise ConfigError(faults)
-
-
-def _unfit_secrets(profile: Profile, keyring: Keyring) -> Iterator[tuple[str, str, str]]:
-    """Keys of another environment than base_url's, and signature keys that can be guessed."""
-    file = profile.preset.file
-    found = environment_of(file, profile.base_url)
-    for setting, pattern in (file.environments[found[0]].secrets if found else {}).items():
-        for ref in profile.secrets.get(setting, ()):
-            if found and not re.search(pattern, keyring.get(ref).reveal()):
-                yield setting, ref.source, f"is no key of {found[0]}, where base_url leads"
-    if file.callbacks and file.callbacks.signature:
-        setting = file.callbacks.signature.secret
-        for ref in profile.secrets.get(setting, ()):
-            if _length(keyring.get(ref)) < _SIGNATURE_BYTES:
-                reason = f"a signature key has {_SIGNATURE_BYTES} bytes or more"
-                yield setting, ref.source, reason
-
-
-def _length(secret: Secret) -> int:
-    return len(secret.reveal().encode())
 
 
 def _origins(snapshot: Snapshot) -> Origins:

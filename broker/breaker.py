@@ -85,8 +85,8 @@ class Breaker:
         metrics.circuit(name, CLOSED)
 
     def enter(self) -> int:
-        """A ticket. Raises a copy of what the upstream has been saying while this is open, or
-        while somebody else probes."""
+        """A ticket. While this is open, or while somebody else probes, raises UpstreamRefused where
+        our credential was refused, else UpstreamUnavailable, with when to come again."""
         if self._until is None:
             return self._generation
         left = 0.0 if self._paced else self._until - self._clock.monotonic()

@@ -68,7 +68,9 @@ class Callbacks:
         clock: Clock,
         metrics: Metrics,
         spawn: Spawn,
+        followed: set[str],
     ) -> None:
+        """followed: sessions whose hints are being followed up, by whichever configuration."""
         self._profiles = snapshot.profiles
         self._sources = sources
         self._keys = {
@@ -84,7 +86,7 @@ class Callbacks:
         self._spawn = spawn
         self._places = max(1, min(_PLACES, snapshot.server.max_in_flight // 4))
         self._taken = 0
-        self._followed: set[str] = set()
+        self._followed = followed
 
     @contextlib.contextmanager
     def place(self, name: str) -> Iterator[None]:

@@ -103,6 +103,7 @@ class Chains:
                 keep=lambda minted: self._kept(profile, minted),
                 patience=self._budget * PATIENCE,
                 fits=self._minting.lives,
+                lost=lambda _: self._metrics.mint_unknown(profile.name),
                 also=lambda: [state.spent.noted(handle.id, True, self._spent_for(profile, handle))],
             )
         except (UpstreamError, Overloaded):

@@ -71,10 +71,10 @@ class BrokerError(Exception):
         self.faults = tuple(faults)
         self.profile = ""  # which profile it befell, where that is not in the path
 
-    def again(self) -> Self:
-        """A copy to raise elsewhere."""
+    def again(self, **changes: object) -> Self:
+        """A copy to raise elsewhere: one that thousands raise gathers all their tracebacks."""
         copy = type(self).__new__(type(self), *self.args)
-        vars(copy).update(vars(self))
+        vars(copy).update(vars(self), **changes)
         return copy
 
 

@@ -255,7 +255,7 @@ class CredentialEntry(Strict):
     min_remaining: Duration | None = Field(
         default=None, description="never hand out with less left; a tenth of life, 30s at most"
     )
-    timeout: Positive = Field(default=timedelta(seconds=8), description="of one token request")
+    timeout: Positive = Field(default=timedelta(seconds=8), description="of getting one token")
     upstream_limit: Rate | None = Field(
         default=None, description="token requests of all replicas together"
     )

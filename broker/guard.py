@@ -5,7 +5,8 @@ repetitions included; a dead upstream is left alone (`breaker`), one that says w
 obeyed, and no more calls than agreed are out at once or within a minute, of which people get the
 most. Must never repeat a call of which nobody knows whether it has happened, unless whoever calls
 says that this is safe; must never begin an attempt that has no time to end; and whatever it refuses
-was certainly not sent. On the way of a call to a well upstream it neither waits nor locks.
+was certainly not sent. On the way of a call to a well upstream it takes no lock, and waits
+for nothing but the count of a budget that replicas share.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import structlog
 from limits import RateLimitItem
 
-from broker.breaker import Breaker, NotForThis, unwell
+from broker.breaker import CLOSED, Breaker, NotForThis, unwell
 from broker.errors import (
     BrokerError,
     CallerError,
@@ -192,6 +193,10 @@ class Guard:
             cause="upstream full",
             retry_after=_FULL_WAIT * (1 + self._draw()),
         )
+
+    def retire(self) -> None:
+        """No configuration has such an account any more."""
+        self._metrics.circuit(self._name, CLOSED)
 
     def hope(self) -> None:
         """A credential was replaced: one that was refused may be taken now."""

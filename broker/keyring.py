@@ -44,7 +44,7 @@ class Keyring:
         self._env = env
         self._held: Mapping[SecretRef, Secret] = {}
         self.generation = 0
-        """Grows when the value behind a reference changed."""
+        """Grows when the value behind a reference changed, or was taken back."""
         self.reread: Callable[[], Awaitable[bool]] = _nothing
         """Looks at once whether anything changed, and says so. The app's to set, and to bound."""
         _ = self.adopt(self.read(refs))

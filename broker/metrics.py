@@ -1,8 +1,9 @@
 """Every Prometheus series in one class; one verb for each thing that happens.
 
 The only room that knows prometheus_client. Label values come from the configuration and from
-enums, never from a request, so the number of series is fixed when a configuration loads; children
-are bound once, as looking them up costs more than counting. Instants are exported, not ages.
+enums, never from a request, so the number of series is bounded by the configurations that were in
+force; children are bound once, as looking them up costs more than counting. Instants are exported,
+not ages.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class Metrics:
 
         self._shared = counter(
             "access_tokens_shared",
-            "Access tokens of the store: adopted from it, made for it.",
+            "Access tokens: made by a request, or adopted from what others had.",
             "credential",
             "outcome",
         )
@@ -155,7 +156,9 @@ class Metrics:
             "upstream",
             "reason",
         )
-        self._retried = counter("upstream_retries", "Second attempts.", "upstream", "operation")
+        self._retried = counter(
+            "upstream_retries", "Attempts after the first.", "upstream", "operation"
+        )
         secret_worked = gauge(
             "secret_last_success_timestamp_seconds",
             "When an upstream last took this version of a secret: newest, older, previous.",
@@ -234,7 +237,8 @@ class Metrics:
         self._refresh_after.labels(credential).set(refresh_after)
 
     def access_token_shared(self, credential: str, outcome: str) -> None:
-        """outcome: adopted from the store, or made and put there."""
+        """outcome: made by a request, or adopted from what another replica, or another credential
+        of the same client, had."""
         self._shared.labels(credential, outcome).inc()
 
     def store_answered(self, operation: str, outcome: str) -> None:

@@ -138,6 +138,7 @@ class Minting:
             keep=lambda answered: self.remaining(answered.answer),
             patience=self._budget * PATIENCE,
             fits=fits,
+            lost=lambda _: self._metrics.mint_unknown(profile.name),
         )
         if vault.same(answered.body, *body) is False:
             raise _reused_key()

@@ -3,8 +3,9 @@
 By what the files hold, polled: notifications miss network file systems, and the swap of a symbolic
 link by which Kubernetes replaces a whole directory. What was read is compared with what is in
 force, so that nothing can change between a look and the loading. A version is taken when two looks
-have seen the same, so that a half-written file is none. What cannot be used is told once and
-counted, looked at again, and the version in force stays.
+have seen the same, so that a half-written file is none; only new secrets for upstreams, when one of
+them was just refused, are taken at the first look, as what they replace stays at hand (`rollover`).
+What cannot be used is told once and counted, looked at again, and the version in force stays.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ class Running(Protocol):
 
     clock: Clock
     metrics: Metrics
-    needs_restart: bool
 
+    @property
+    def needs_restart(self) -> bool: ...
     @property
     def snapshot(self) -> Snapshot: ...
     def read(self, snapshot: Snapshot) -> Reading: ...
@@ -74,7 +76,7 @@ class Watch:
         self._app = app
         self._seen: object = None
         self._told: tuple[Fault, ...] = ()
-        self._refused: tuple[str, object] = ("", None)
+        self._refused: tuple[str, object] | None = None
         self._again_at = float("-inf")
         self._looking: asyncio.Task[bool] | None = None
         self._looked = float("-inf")
@@ -95,7 +97,7 @@ class Watch:
         self._app.metrics.stale(self._app.needs_restart or not found.in_force)
         settled, self._seen = found.key == self._seen, found.key
         if found.in_force:
-            self._told, self._refused = (), ("", None)
+            self._told, self._refused = (), None
         elif settled and found.faults:
             self._refuse(found, found.faults)
         elif settled and found.version and not self._is_refused(found):
@@ -116,6 +118,13 @@ class Watch:
             return False
 
     async def _at_once(self) -> bool:
+        try:
+            return await self._taken_at_once()
+        except Exception:  # noqa: BLE001  (whatever befalls it, the refusal is what the caller is told)
+            _log.exception("defect")
+            return False
+
+    async def _taken_at_once(self) -> bool:
         found = await asyncio.to_thread(self._look)
         if found.version is None or self._is_refused(found):
             return False
@@ -125,13 +134,14 @@ class Watch:
         return self._take(found)
 
     def _is_refused(self, found: _Look) -> bool:
-        return found.key == self._refused[1] and self._app.clock.monotonic() < self._again_at
+        refused = self._refused is not None and found.key == self._refused[1]
+        return refused and self._app.clock.monotonic() < self._again_at
 
     def _look(self) -> _Look:
         """For another thread: changes nothing."""
         current = self._app.snapshot
         digest = digest_of_files(self._path, current)
-        refused = digest == self._refused[0] and digest != current.digest
+        refused = self._refused is not None and digest == self._refused[0] != current.digest
         if refused and self._app.clock.monotonic() < self._again_at:
             return _Look(digest)
         try:
@@ -152,7 +162,7 @@ class Watch:
         except ConfigError as exc:
             self._refuse(found, exc.faults)
             return False
-        self._seen, self._told, self._refused = None, (), ("", None)
+        self._seen, self._told, self._refused = None, (), None
         app.metrics.reloaded("ok")
         app.metrics.stale(app.needs_restart)
         _log.info("reloaded", digest=app.snapshot.digest, secrets_changed=changed)

@@ -2,7 +2,8 @@
 
 Exists so that a key is replaced without an hour at which everybody must agree: the new one and the
 old are both at hand, the upstream's own answers say which it knows, and a metric says when nobody
-shows the old one any more. Remembers outcomes, never a token or an answer. Must never keep the new
+shows the old one any more. Remembers outcomes, and of each secret one earlier value;
+never a token or an answer. Must never keep the new
 version waiting because the old one works, nor try a refused one with every call.
 """
 
@@ -23,7 +24,7 @@ from broker.model import Secret
 from broker.schedule import Clock
 
 COOL_DOWN = 60.0
-"""Seconds between two tries of a version that is ahead of the one that works: a rollover that the
+"""Seconds between two tries of the newest version where an older one works: a rollover that the
 upstream does not know of yet costs one refused call in them, and is over within about as many."""
 _MOST = 8
 """Versions tried for one call: each costs one, and upstreams lock accounts after a dozen."""
@@ -72,6 +73,8 @@ class Rollover:
         self._metrics = metrics
         self._draw = draw
         self._known: dict[SecretRef, tuple[Secret, ...]] = {}
+        self.refs = {ref for name, refs in groups.items() if name not in same for ref in refs}
+        """Of which an earlier value is kept."""
         self._frozen = False
         self._same = same
         self._refused: set[tuple[Secret, ...]] = set()

@@ -163,6 +163,7 @@ async def serve(
     try:
         async with inner.opened() as ops_task, outer.opened() as public_task:
             await _any(app.warm(), stop.asked(), ops_task, public_task)
+            _still_there(ops_task, public_task)
             # What has been made so far lives as long as the process: the collector need not walk
             # it again (a full walk held the loop for 40 ms).
             gc.collect()
@@ -173,8 +174,7 @@ async def serve(
                 _log.info("ready", public=url_of(public), ops=url_of(ops))
                 ready()
             await _any(stop.asked(), ops_task, public_task)
-            if ops_task.done() or public_task.done():
-                raise ListenerEnded
+            _still_there(ops_task, public_task)
             app.load.draining = True
             delay = app.snapshot.server.drain_delay.total_seconds()
             _log.info("draining", seconds=delay)
@@ -196,6 +196,11 @@ def _listeners(app: App, public: socket.socket, ops: socket.socket) -> tuple[Lis
         Listening(app.public, public, outside, idle=idle, grace=grace),
         Listening(app.ops, ops, inside, idle=5, grace=1),
     )
+
+
+def _still_there(*listeners: asyncio.Task[None]) -> None:
+    if any(task.done() for task in listeners):
+        raise ListenerEnded
 
 
 async def _any(*waits: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:

@@ -148,7 +148,8 @@ class Cached:
         self._source.forget(older_than=older_than)
 
     def retire(self) -> None:
-        """A newer configuration has another in its place: nothing is fetched behind any more."""
+        """A newer configuration has another in its place: nothing is fetched behind any more but
+        for calls that are under way."""
         if self._renewer is not None:
             self._renewer.cancel()
         self._used, self._retired = False, True
@@ -172,7 +173,7 @@ class Cached:
             if isinstance(found, BrokerError):
                 if self._hurried and priority is Priority.PERSON:
                     continue
-                raise _again(found, found.retry_after)
+                raise found.again()
             remaining = found.life.remaining(self._monotonic())
             if found.obtained >= self._forgotten and remaining > self._floor(found):
                 if remaining < min_fresh:
@@ -192,7 +193,7 @@ class Cached:
         if self._flight is None or self._flight.done():
             patient = self._hurried and priority is Priority.PERSON
             if self._error is not None and now < self._retry_at and not patient:
-                raise _again(self._error, self._retry_at - now)
+                raise self._error.again(retry_after=self._retry_at - now)
             self._flight = self._spawn(self._refresh(min_fresh, priority))
         return self._flight
 
@@ -258,7 +259,7 @@ class Cached:
             wait = REFUSED_WAIT * (1 + self._draw() / 10)
         wait = max(wait, min(error.retry_after or 0.0, MOST_COOLING))
         self._retry_at = now + wait
-        self._error = error = _again(error, wait)
+        self._error = error = error.again(retry_after=wait)
         _log.warning(
             "access_token_refresh_failed",
             credential=self._name,
@@ -288,13 +289,6 @@ def refresh_below(
     if min_remaining is None:
         return below
     return min_remaining + below * (1 - min_remaining / life)
-
-
-def _again(error: BrokerError, retry_after: float | None) -> BrokerError:
-    """A copy to raise: one instance raised by thousands gathers all their tracebacks."""
-    fresh = type(error).__new__(type(error), *error.args)
-    vars(fresh).update(vars(error), retry_after=retry_after)
-    return fresh
 
 
 def _too_short() -> MinFreshNotMet:

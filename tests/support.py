@@ -150,7 +150,8 @@ class DictStore:
 
     def _put(self, item: Put) -> bool:
         mine = bool(item.owner) and self._holder(item.name) == item.owner
-        if item.owner and not mine and self._look(item.name):
+        others = self._holder(item.name) or self._look(item.name)
+        if item.owner and not mine and others:
             return False
         self.kept[item.name] = (item.value, self._clock.monotonic() + item.seconds)
         if mine:

@@ -954,3 +954,21 @@ def test_a_refused_version_mends_no_guard(tmp_path: Path) -> None:
         assert {account: guard.rate for account, guard in guards.items()} == before
 
     run(tmp_path, story, WITH_CREDENTIAL, **CLIENT)
+
+
+def test_a_store_password_that_is_put_back_needs_no_restart(tmp_path: Path) -> None:
+    """`broker_config_stale` is 1 while the address in the files is not the one that is connected,
+    and 0 again when it is."""
+
+    async def whole() -> None:
+        (tmp_path / "url").write_text("redis://127.0.0.1:1/0")
+        text = FILES + "state: {url: {file: url}}\n"
+        async with files(tmp_path, text) as told:
+            await told.look(1)
+            assert told.reloads[2] == 0
+            for value, stale in (("redis://:new@127.0.0.1:1/0", 1), ("redis://127.0.0.1:1/0", 0)):
+                (tmp_path / "url").write_text(value)
+                await told.look(3)
+                assert told.reloads[2] == stale
+
+    asyncio.run(whole())

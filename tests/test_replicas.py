@@ -13,7 +13,7 @@ import pytest
 
 from broker.flights import Tasks
 from broker.model import Acted
-from broker.state import State, Vault
+from broker.state import Memory, State, Vault
 from broker.state.memory import CLAIM_SECONDS
 from broker.state.records import Endings
 from broker.state.store import Claim, Kept
@@ -469,5 +469,41 @@ def test_look_ups_are_one_trip() -> None:
         assert store.trips == before + 1
         assert await state.look((state.ended, "c")) == [True]
         assert store.trips == before + 1
+
+    asyncio.run(story())
+
+
+def test_who_was_overtaken_waits_for_what_the_other_one_makes() -> None:
+    """A replica that stood still for longer than its claim, and wakes while another is at it, gives
+    its caller the other one's value; its own is told of as lost."""
+
+    async def story() -> None:
+        clock = VirtualClock()
+        store = DictStore(clock)
+        spawn = Tasks().spawn
+        a, b = (State(clock, spawn, Vault([]), store).newest for _ in range(2))
+        gates = {"a": asyncio.Event(), "b": asyncio.Event()}
+        lost: list[str] = []
+
+        async def making(memory: Memory[str], value: str) -> tuple[str, bool]:
+            async def work() -> str:
+                await gates[value].wait()
+                return value
+
+            return await memory.once("k", work, keep=lambda _: 60.0, patience=8.0, lost=lost.append)
+
+        first = asyncio.create_task(making(a, "a"))
+        await settle()
+        store.claims.clear()  # it stood still, and its claim ended
+        second = asyncio.create_task(making(b, "b"))
+        await settle()
+        gates["a"].set()
+        await clock.advance(1)
+        assert not first.done()
+        gates["b"].set()
+        await clock.advance(1)
+        assert (await second, await first) == (("b", True), ("b", False))
+        assert (lost, await a.get("k"), await b.get("k")) == (["a"], "b", "b")
+        assert not store.claims
 
     asyncio.run(story())

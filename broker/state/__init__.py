@@ -29,7 +29,8 @@ from broker.state.vault import Vault
 __all__ = ["Answered", "Memory", "State", "Store", "Vault"]
 
 MOST_BYTES = 64 << 20
-"""Of sessions with their handles and outputs, each of the two kinds, by the codecs' estimates."""
+"""Of sessions with their handles and outputs, and of results: each of the three kinds, by the
+codecs' estimates."""
 
 
 class State:

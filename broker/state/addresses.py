@@ -55,15 +55,6 @@ class Address:
     sentinel_password: Secret = _NOTHING
 
 
-def faults_of_url(text: str) -> str | None:
-    """What is wrong with the URL of a store, without any of its text."""
-    try:
-        parse_address(text)
-    except ValueError as exc:
-        return str(exc)
-    return None
-
-
 def parse_address(text: str) -> Address:
     """Raises ValueError with a text that repeats nothing of the URL."""
     scheme, separator, rest = text.partition("://")

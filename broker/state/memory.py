@@ -11,7 +11,7 @@ import hashlib
 import random
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
@@ -58,6 +58,7 @@ class _Run(Generic[V]):
     fits: Callable[[V], bool]
     also: Callable[[], list[Put | None]]
     alone: bool
+    lost: Callable[[V], None]
 
 
 class Memory(Generic[V]):
@@ -116,9 +117,9 @@ class Memory(Generic[V]):
         left = kept.seconds - (self._clock.monotonic() - sent)
         if left <= 0:
             return None
-        value = self._read(kept.value, left)
+        value, weight = self._read(kept.value, left)
         if value is not None:
-            self.here.put(key, value, left, self._codec.weight(value))
+            self.here.put(key, value, left, weight)
         return value
 
     async def put(self, key: str, value: V, seconds: float) -> None:
@@ -145,20 +146,20 @@ class Memory(Generic[V]):
     async def _forget(self, store: Store, key: str, value: V) -> None:
         try:
             (kept,) = await store.get([self.name(key)])
-            if kept is not None and self._read(kept.value, kept.seconds) == value:
+            if kept is not None and self._read(kept.value, kept.seconds)[0] == value:
                 await store.delete_if(self.name(key), kept.value)
         except StoreDown:
             return
 
-    def _read(self, raw: bytes, seconds: float) -> V | None:
-        """What another version wrote may be unreadable in any way: it is not there then."""
+    def _read(self, raw: bytes, seconds: float) -> tuple[V | None, int]:
+        """A value and its weight. What another version wrote may be unreadable in any way: it is
+        not there then."""
         try:
             value = self._codec.read(raw, seconds)
-            self._codec.weight(value)
+            return value, self._codec.weight(value)
         except Exception as exc:  # noqa: BLE001  (see above)
             _log.warning("unreadable", kind=self._kind, cause=type(exc).__name__)
-            return None
-        return value
+            return None, 0
 
     async def once(
         self,
@@ -170,6 +171,7 @@ class Memory(Generic[V]):
         fits: Callable[[V], bool] = lambda _: True,
         also: Callable[[], list[Put | None]] = list,
         alone: bool = False,
+        lost: Callable[[V], None] = lambda _: None,
     ) -> tuple[V, bool]:
         """One run of `work` for all who ask at once, on all replicas; its value, and whether this
         call made it.
@@ -177,9 +179,9 @@ class Memory(Generic[V]):
         keep: for how long a value is remembered. patience: how long to wait for another replica
         that is at it. fits: is a remembered value what is wanted? also: what else the store is told
         in the same breath, after the value. alone: whoever has waited in vain runs `work` all the
-        same, as once too often does no harm. Raises what `work` raises; Overloaded where another
-        replica is at it for longer."""
-        run = _Run(work, keep, patience, fits, also, alone)
+        same, as once too often does no harm. lost: is told of a value that was made and that nobody
+        gets. Raises what `work` raises; Overloaded where another replica is at it for longer."""
+        run = _Run(work, keep, patience, fits, also, alone, lost)
         (value, made), mine = await self._flights.join(key, lambda: self._run(key, run))
         return value, mine and made
 
@@ -203,9 +205,9 @@ class Memory(Generic[V]):
             first = self.noted(key, value, run.keep(value), owner if extending else "")
             items = [item for item in (first, *run.also()) if item is not None]
             taken = await tell(self._store, items)
-            released = bool(extending and first and taken)
             if first and taken[:1] == [False]:
-                return await self._settled(key, run, value)
+                return await self._overtaken(self._store, key, run, owner, value)
+            released = bool(extending and first and taken)
             return value, True
         finally:
             if extending is not None:
@@ -213,11 +215,17 @@ class Memory(Generic[V]):
             if not released:  # also after an error: it may have been taken all the same
                 await self._store.release(self.name(key), owner)
 
-    async def _settled(self, key: str, run: _Run[V], value: V) -> tuple[V, bool]:
-        """This process stood still for so long that another took its claim: what that one has made
-        is the answer for all."""
-        found = await self.fetch(key)
-        return (found, False) if found is not None and run.fits(found) else (value, True)
+    async def _overtaken(
+        self, store: Store, key: str, run: _Run[V], owner: str, value: V
+    ) -> tuple[V, bool]:
+        """This process stood still for so long that another took its claim: what that one makes is
+        the answer for all."""
+        self.here.drop(key)
+        found, _ = await self._wait(store, key, replace(run, alone=True), owner)
+        if found is None:
+            return value, True
+        run.lost(value)
+        return found, False
 
     async def _extend(self, store: Store, key: str, owner: str) -> None:
         """Keeps a claim while its owner is alive and at it, however slow an upstream is."""

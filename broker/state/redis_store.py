@@ -50,7 +50,7 @@ _READ = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
 _FREE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 _WRITE = """
 local mine = ARGV[3] ~= '' and redis.call('GET', KEYS[2]) == ARGV[3]
-local late = ARGV[3] ~= '' and not mine and redis.call('EXISTS', KEYS[1]) == 1
+local late = ARGV[3] ~= '' and not mine and redis.call('EXISTS', KEYS[1], KEYS[2]) > 0
 if tonumber(ARGV[2]) > 0 and not late then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 if mine then redis.call('DEL', KEYS[2]) end
 return late and 0 or 1

@@ -17,8 +17,6 @@ from broker.schedule import Clock
 V = TypeVar("V")
 MOST_ITEMS = 200_000
 """Of small things (names of handles and chains), at about 300 bytes: 60 MB."""
-MOST_BYTES = 64 << 20
-"""Of sessions with their handles and outputs, each of the two kinds, by the estimate of `put`."""
 
 
 @dataclass(frozen=True, slots=True)

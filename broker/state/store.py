@@ -38,7 +38,7 @@ class Kept:
 @dataclass(frozen=True, slots=True)
 class Put:
     """Something to keep. owner: of a claim under the same name, which this releases; "" for none.
-    Where another has it by now, nothing that is there is replaced.
+    Where another has it by now, or has put something there, this is not put.
 
     durable: where the store is down, it is told later, when it is back."""
 

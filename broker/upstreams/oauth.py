@@ -81,7 +81,6 @@ class OAuth:
         """digest: a keyed one, for `request_key`. Raises ConfigError for a bad key."""
         self._name = name
         self._entry = entry
-        self._keyring = keyring
         self._transport = transport
         self._clock = clock
         self._metrics = metrics

@@ -1,7 +1,7 @@
 """A declared upstream: makes the calls that a preset's data file describes.
 
-A `SessionSource` without memory: one grant, one call, with one time budget, however often the guard
-lets it be repeated. Nothing of an upstream's answer leaves but what the preset lets out.
+A `SessionSource` that keeps no session: one grant, one call, with one time budget, however often
+the guard lets it be repeated. Nothing of an upstream's answer leaves but what the preset lets out.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ class Upstream:
     def _deadline(self, grant: Grant) -> float:
         return min(grant.facts.deadline, self._clock.monotonic() + self._timeout)
 
-    async def session(
-        self, grant: Grant, *, priority: Priority = Priority.PERSON
-    ) -> ComponentSession:
+    async def session(self, grant: Grant) -> ComponentSession:
         """A new session. Raises UpstreamError, Overloaded."""
         values = _settings_values(grant.settings)
         values["uuid4"] = grant.facts.unique
@@ -98,7 +96,7 @@ class Upstream:
             return session_of(self._file, answer, sent, wall, lifetime)
 
         attempt, deadline = Attempt(), self._deadline(grant)
-        call = Call("session", self._file.request, values, parse, deadline, attempt, priority)
+        call = Call("session", self._file.request, values, parse, deadline, attempt)
         try:
             if lifetime is None:
                 return await self._sender.send(call)

@@ -28,6 +28,7 @@ from broker.presets.vocabulary import Request
 from broker.rollover import Rollover, Shown
 from broker.schedule import Clock
 from broker.snapshot import Profile
+from broker.tokens import Cached
 from broker.upstreams.filling import Filled, Filling
 from broker.upstreams.refusals import repeats
 from broker.upstreams.transport import Answer, Transport
@@ -97,6 +98,10 @@ class _Refused(UpstreamRefused):
         return refused
 
 
+def _nothing() -> None:
+    """No token is at hand without asking."""
+
+
 class Sender:
     """Sends a profile's requests to its upstream."""
 
@@ -117,6 +122,7 @@ class Sender:
         self._name = profile.name
         self._transport = transport
         self._tokens = tokens if how.access_token and profile.credential else None
+        self._peek = tokens.peek if isinstance(tokens, Cached) else _nothing
         self._rollover = rollover
         self._guard = guard
         self._clock = clock
@@ -154,6 +160,9 @@ class Sender:
         raise self._given_up(last) from None
 
     async def _token(self, call: Call[V], tokens: TokenSource) -> AccessToken:
+        held = self._peek()
+        if held is not None:
+            return held
         try:
             with self._guard.waiting():
                 async with asyncio.timeout(call.deadline - self._clock.monotonic()):
