@@ -204,7 +204,9 @@ class Chains:
         if session_token is not None and profile.preset.file.session_authorization is None:
             raise _no_session_token()
         asked_by = grant.caller.name  # a page does not spend what its merchant's backend needs
-        await self._limits.hit(profile.action_limit, profile.name, "act", handle.chain, asked_by)
+        await self._limits.hit(
+            profile.action_limit, profile.name, "act", handle.chain, asked_by, policy_name="action"
+        )
         source, session_id = self._sources[profile.name], handle.session_id
         callbacks = profile.preset.file.callbacks
         is_reading = callbacks is not None and callbacks.read == action and not data

@@ -109,6 +109,7 @@ def test_actions_are_counted_for_each_session(changes: dict[str, Any], most: int
             assert (await s.act("status", handle)).status_code == 200
         answer = await s.act("status", handle)
         assert (answer.status_code, problem(answer)) == (429, "rate-limited")
+        assert answer.headers["ratelimit-policy"] == f'"action";q={most};w=60'
         assert int(answer.headers["retry-after"]) > 0
         assert (await s.act("status", other)).status_code == 200
         assert (await s.act("status", handle, token=s.backend)).status_code == 200
