@@ -373,7 +373,7 @@ def test_three_failures_are_down_and_one_probe_brings_it_back() -> None:
                 await down(store.get(["a"]))
             assert seen.ups == [True, False]
             crowd = await asyncio.gather(*(down(store.get(["a"])) for _ in range(200)))
-            assert max(crowd) < 0.1
+            assert sorted(crowd)[len(crowd) // 2] < 0.01  # a machine may stand still during one
             assert seen.answers["get", "down"] == 200
             assert (await store.claim("a", "me", 5))[0] is Claim.ERROR
             await clock.advance(2)
