@@ -140,6 +140,7 @@ class Assembly:
             metrics=ground.metrics,
             audit=ground.audit,
         )
+        self._guards_before, self._rollovers_before = {}, {}  # which keep secrets that are gone
 
     def _guard(
         self, account: str, name: str, rate: RateLimitItem | None, *, paced: bool = False

@@ -85,8 +85,8 @@ class Rollover:
         self._read()
 
     def order(self) -> Sequence[Shown]:
-        """In which order to try them now. Whoever takes one that is ahead of the one that works
-        takes the one try there is until it cools down: of a thousand calls, one."""
+        """In which order to try them now. Whoever takes the newest where an older one works takes
+        the one try there is until it cools down: of a thousand calls, one."""
         self._follow()
         if self._clock.monotonic() < self._try_at:
             return self._order

@@ -16,6 +16,7 @@ from broker.flights import Spawn
 from broker.metrics import Metrics
 from broker.model import AccessToken, Priority, TokenSource
 from broker.schedule import Clock
+from broker.state import Memory
 from broker.tokens import floor_for, refresh_below
 
 _MOST_REFUSED = 64
@@ -29,30 +30,13 @@ class KeyedSource(TokenSource, Protocol):
         ...
 
 
-class SharedTokens(Protocol):
-    """What is needed of `state.Memory`."""
-
-    async def once(
-        self,
-        key: str,
-        work: Callable[[], Coroutine[Any, Any, AccessToken]],
-        *,
-        keep: Callable[[AccessToken], float],
-        patience: float,
-        fits: Callable[[AccessToken], bool],
-        alone: bool,
-    ) -> tuple[AccessToken, bool]: ...
-
-    async def forget(self, key: str, value: AccessToken) -> None: ...
-
-
 class Shared:
     """Adopts the token that another replica has got, or gets one and lets the others have it."""
 
     def __init__(
         self,
         source: KeyedSource,
-        memory: SharedTokens,
+        memory: Memory[AccessToken],
         clock: Clock,
         metrics: Metrics,
         name: str,

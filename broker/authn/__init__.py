@@ -89,6 +89,7 @@ class Door:
                 faults.extend(exc.faults)
         if faults:
             raise ConfigError(faults)
+        self._loaded_before = {}
 
     def _add(self, name: str, entry: CallerEntry, keyring: Keyring, asking: Asking) -> None:
         clock, proofs, spawn = self._clock, self._proofs, self._spawn

@@ -40,7 +40,7 @@ class Plain(Generic[V]):
         return orjson.dumps(value)
 
     def read(self, raw: bytes, seconds: float) -> V:
-        return self._made(_tree(raw))
+        return self._made(read_json(raw))
 
     def weight(self, value: V) -> int:
         return 1
@@ -57,7 +57,7 @@ class Timed(Generic[V]):
 
     def read(self, raw: bytes, seconds: float) -> V:
         try:
-            kept, fields = _tree(raw)
+            kept, fields = read_json(raw)
             return self._made(fields, max(0.0, kept - seconds))
         except (ValueError, TypeError, KeyError, OverflowError) as exc:
             raise Unreadable("written by another version") from exc
@@ -139,7 +139,7 @@ class Answers(Timed[Answered[Minted]]):
 
     def _made(self, fields: Any, age: float) -> Answered[Minted]:
         body, answer = fields
-        return Answered(text(body), self._sessions._made(answer, age))  # noqa: SLF001  (the same)
+        return Answered(text(body), self._sessions._made(answer, age))  # noqa: SLF001  (one record in another)
 
     def weight(self, value: Answered[Minted]) -> int:
         return self._sessions.weight(value.answer)
@@ -154,7 +154,7 @@ class Endings:
 
     def read(self, raw: bytes, seconds: float) -> Acted:
         try:
-            status, name, output, trusted, final = _tree(raw)
+            status, name, output, trusted, final = read_json(raw)
             name = None if name is None else text(name)
             return Acted(0 + status, name, _read(output), _read(trusted), text(final))
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
@@ -162,10 +162,6 @@ class Endings:
 
     def weight(self, value: Acted) -> int:
         return 512 + 8 * len(orjson.dumps([value.output, value.trusted]))
-
-
-def _tree(raw: bytes) -> Any:
-    return read_json(raw)
 
 
 def _written(tree: JSON) -> JSON:

@@ -147,7 +147,7 @@ class Sender:
             return await self._guarded(call, token)
         except _Refused as refused:
             if self._gave_up(call, sent):
-                raise self._given_up(refused) from None
+                raise self._meaning_of(refused) from None
             tokens.forget(older_than=sent)
             renewed = await self._token(call, tokens)
             last = refused
@@ -157,7 +157,7 @@ class Sender:
             except _Refused as refused:
                 last = refused
         self._give_up(call, renewed)
-        raise self._given_up(last) from None
+        raise self._meaning_of(last) from None
 
     async def _token(self, call: Call[V], tokens: TokenSource) -> AccessToken:
         held = self._peek()
@@ -193,12 +193,12 @@ class Sender:
                 if last.said == 401:
                     rollover.refused(shown)
                 elif self._gave_up(call, began):
-                    raise self._given_up(last) from None
+                    raise self._meaning_of(last) from None
                 else:
                     doubted.append(shown)
                 tried.append(shown.values)
         self._give_up(call, None)
-        raise self._given_up(last) from None
+        raise self._meaning_of(last) from None
 
     def _give_up(self, call: Call[Any], proof: AccessToken | None) -> None:
         now = self._clock.monotonic()
@@ -222,7 +222,7 @@ class Sender:
         times = given.times if proof == given.proof else ()
         self._given[id(call.request)] = _GivenUp(float("-inf"), None, times)
 
-    def _given_up(self, refused: _Refused) -> BrokerError:
+    def _meaning_of(self, refused: _Refused) -> BrokerError:
         """What the refusal of the last credential means, told to the guard."""
         self._guard.failed(refused.meaning)
         return refused.meaning.again()
