@@ -837,6 +837,28 @@ def test_a_token_that_is_revoked_after_an_odd_request_is_replaced_at_once() -> N
     run(story)
 
 
+def test_two_revocations_in_a_row_cost_two_seconds_and_no_minute() -> None:
+    """Where the token that was fetched in place of a revoked one is revoked in its turn, it is not
+    shown for a minute: after two seconds the next is fetched, and after that one a minute."""
+
+    async def story(s: Shop) -> None:
+        await s.minted()
+        shown = s.upstream.tokens
+        dead = {f"Bearer at-{shown}", f"Bearer at-{shown + 1}"}
+        s.upstream.answer = lambda one: (
+            httpx2.Response(401) if one.headers["authorization"] in dead else None
+        )
+        await s.told.clock.advance(1)
+        assert (await s.mint()).status_code == 502
+        await s.told.clock.advance(1.9)
+        assert (await s.mint()).status_code == 502
+        await s.told.clock.advance(0.2)
+        assert (await s.mint()).status_code == 202
+        assert s.upstream.tokens == shown + 2
+
+    run(story)
+
+
 def test_another_token_that_works_makes_the_next_refusal_one_of_a_token() -> None:
     """Within the minute in which no new token is asked for: one that came by another way and is
     good shows that tokens are what it was about, so the next that is revoked is replaced at once."""

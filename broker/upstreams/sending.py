@@ -38,6 +38,9 @@ _REFUSED_WAIT = 60.0
 """Seconds after every credential was refused by one kind of request, unless that takes one
 meanwhile: it is not the credential's age, and asking for more would only hammer the token endpoint,
 or send each call as often as a key has versions."""
+_FIRST_WAIT = 2.0
+"""The same, the first time within that: the new credential may have been revoked in its turn, or
+been adopted from another replica when it was dead. With one more, three tokens go in a minute."""
 _MOST_MISTAKEN = 3
 """Times within that, after which a token that is good for others is not thrown away any more for
 one request's sake: one caller's odd ones shall not cost a token each."""
@@ -207,7 +210,8 @@ class Sender:
             *(one for one in (before.times if before else ()) if now - one < _REFUSED_WAIT),
             now,
         )
-        self._given[id(call.request)] = _GivenUp(now + _REFUSED_WAIT, proof, times)
+        wait = _FIRST_WAIT if len(times) == 1 else _REFUSED_WAIT
+        self._given[id(call.request)] = _GivenUp(now + wait, proof, times)
 
     def _gave_up(self, call: Call[Any], began: float) -> bool:
         given = self._given.get(id(call.request))
