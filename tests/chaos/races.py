@@ -116,6 +116,11 @@ async def _holder_stands_still(stage: Stage) -> None:
         stage.note(f"Flow goes on after {time.monotonic() - started:.1f} s")
 
 
+async def _flows(stage: Stage) -> bool:
+    mints = [stage.load.mint("flow", "u2", target=b.url) for b in stage.world.brokers]
+    return all(answer.ok for answer in await asyncio.gather(*mints))
+
+
 async def _without_holder(stage: Stage, operation: str, profile: str, sent: signal.Signals) -> None:
     """The first broker is inside `operation` when the signal comes; the others are asked then."""
     world, load, victim = stage.world, stage.load, stage.world.brokers[0]
