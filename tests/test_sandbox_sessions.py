@@ -1398,13 +1398,21 @@ def test_what_is_unknown_is_still_the_406_of_a_wrong_prefix() -> None:
     run(scene)
 
 
-@pytest.mark.parametrize(("outcome", "status"), [("success", 200), ("failure", 200), ("x", 404)])
+@pytest.mark.parametrize(
+    ("outcome", "status"), [("success", 200), ("failure", 200), ("3ds-return", 200), ("x", 404)]
+)
 def test_the_shop_believes_nothing_of_its_address(outcome: str, status: int) -> None:
-    """Where hosted pages lead back to shows no value of the query."""
+    """Where hosted pages, challenges and 3DS methods lead back to shows no value of the query, nor
+    of what is posted."""
 
     async def scene(world: World) -> None:
-        page = await world.http.get(f"/shop/{outcome}?cko-session-id=c4nary")
-        assert page.status_code == status
-        assert "c4nary" not in page.text
+        back = f"/shop/{outcome}?cko-session-id=c4nary"
+        for page in [
+            await world.http.get(back),
+            await world.http.post(back, data={"cres": "c4nary"}),
+        ]:
+            assert page.status_code == status
+            assert_harmless(page)
+            assert "c4nary" not in page.text
 
     run(scene)

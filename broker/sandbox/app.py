@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from starlette.applications import Starlette
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from broker.sandbox.checkout import Checkout
 from broker.sandbox.clock import SandboxClock
@@ -22,9 +23,13 @@ from broker.sandbox.deliveries import Deliveries
 from broker.sandbox.exchange import AwaitedEndpoint, Endpoint
 from broker.sandbox.idp import IdentityProvider
 from broker.sandbox.issuing import Issuing
+from broker.sandbox.login import Login
+from broker.sandbox.login_html import STYLE_PATH, Style
 from broker.sandbox.nmi import Nmi
+from broker.sandbox.nmi_report import NmiReport
 from broker.sandbox.opaque import OpaqueTokens
 from broker.sandbox.operations import AwaitedOperation, Exchange, Ledger, Operation
+from broker.sandbox.origins import AnyOrigin, LoopbackOnly
 from broker.sandbox.payment_sessions import PaymentSessions
 from broker.sandbox.settings import SandboxSettings
 from broker.sandbox.shop import back
@@ -37,12 +42,17 @@ Row = tuple[str, str, str, Endpoint | AwaitedEndpoint]
 """Path, operation, methods, endpoint."""
 
 _SESSION: Final = "/checkout/api/sessions/{id}"
+_ANY_PAGE: Final = frozenset({"nmi.embed", "nmi.transactions"})
+_OUR_PAGES: Final = frozenset({"idp.token"})
+"""Operations that scripts of pages call; the other pages' forms and links need no leave."""
 
 
 def build(settings: SandboxSettings) -> Starlette:
     clock = SandboxClock(settings.clock)
     random_bytes = _random_bytes(settings.seed)
-    nmi = Nmi(settings, clock, OpaqueTokens("st_", clock, random_bytes))
+    nmi_sessions = OpaqueTokens("st_", clock, random_bytes)
+    nmi = Nmi(settings, clock, nmi_sessions, settings.nmi_session_seconds)
+    minute = Nmi(settings, clock, nmi_sessions, settings.nmi_minute_session_seconds)
     checkout = Checkout(settings, clock)
     flow = PaymentSessions(settings, clock, checkout, random_bytes)
     issuing = Issuing(settings, checkout)
@@ -50,22 +60,26 @@ def build(settings: SandboxSettings) -> Starlette:
     sessions = Sessions(settings, clock, deliveries, random_bytes)
     threeds = ThreeDsApi(settings, checkout, sessions)
     idp = IdentityProvider(settings, clock, OpaqueTokens("svc_", clock, random_bytes))
+    login = Login(settings, clock, idp, OpaqueTokens("login_", clock, random_bytes))
 
     rows = [
-        *_operations(nmi, checkout, idp),
+        *_operations(nmi, checkout),
+        *_page_operations(minute, NmiReport(clock, nmi_sessions)),
+        *_idp_operations(idp, login),
         *_flow_operations(flow, issuing),
         *_threeds_operations(threeds, ThreeDsPages(sessions)),
     ]
     ledger = Ledger([name for _, name, _, _ in rows])
     controls = [
-        *_controls(Control(ledger, clock, checkout, idp)),
+        *_controls(Control(ledger, clock, checkout, idp, nmi_sessions)),
         *_threeds_controls(ThreeDsControl(sessions, deliveries)),
     ]
     routes = [
         *(Route(row[0], _operation(row, clock, ledger)) for row in rows),
         # Last of its prefix: what is nothing else is a wrong account prefix.
         Route("/checkout/{rest:path}", Exchange(checkout.elsewhere, "", clock)),
-        *(Route(path, Exchange(f, methods, clock)) for path, methods, f in controls),
+        Route(STYLE_PATH, Exchange(Style().sheet, "GET HEAD", clock)),
+        *(Route(row[0], _control(row, clock)) for row in controls),
     ]
     app = Starlette(routes=routes, lifespan=_closing(deliveries))
     # No real upstream redirects a wrong slash, and a broker that followed would hide the fault.
@@ -73,11 +87,19 @@ def build(settings: SandboxSettings) -> Starlette:
     return app
 
 
-def _operation(row: Row, clock: SandboxClock, ledger: Ledger) -> Operation:
+def _operation(row: Row, clock: SandboxClock, ledger: Ledger) -> ASGIApp:
     _, name, methods, endpoint = row
     if inspect.iscoroutinefunction(endpoint):
         return AwaitedOperation(name, endpoint, methods, clock, ledger)
-    return Operation(name, cast("Endpoint", endpoint), methods, clock, ledger)
+    operation = Operation(name, cast("Endpoint", endpoint), methods, clock, ledger)
+    if name in _ANY_PAGE:
+        return AnyOrigin(operation, methods, clock)
+    return LoopbackOnly(operation, methods, clock) if name in _OUR_PAGES else operation
+
+
+def _control(row: tuple[str, str, Endpoint], clock: SandboxClock) -> ASGIApp:
+    _, methods, endpoint = row
+    return LoopbackOnly(Exchange(endpoint, methods, clock), methods, clock)
 
 
 def _closing(deliveries: Deliveries) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
@@ -91,18 +113,38 @@ def _closing(deliveries: Deliveries) -> Callable[[Starlette], AbstractAsyncConte
     return lifespan
 
 
-def _operations(nmi: Nmi, checkout: Checkout, idp: IdentityProvider) -> list[Row]:
+def _operations(nmi: Nmi, checkout: Checkout) -> list[Row]:
     # Routes are tried in order, and only the first is ever benchmarked.
     return [
         ("/nmi/api/v1/sessions", "nmi.session", "POST", nmi.create_session),
         ("/nmi/api/v1/report", "nmi.report", "GET HEAD", nmi.report),
         ("/checkout/access/connect/token", "checkout.token", "POST", checkout.token),
         ("/checkout/api/ping", "checkout.ping", "GET HEAD", checkout.ping),
+    ]
+
+
+def _page_operations(minute: Nmi, report: NmiReport) -> list[Row]:
+    return [
+        ("/nmi-minute/api/v1/sessions", "nmi-minute.session", "POST", minute.create_session),
+        ("/nmi/embed/report.js", "nmi.embed", "GET HEAD", report.script),
+        (
+            "/nmi/api/v1/reports/transactions",
+            "nmi.transactions",
+            "GET HEAD",
+            report.transactions,
+        ),
+    ]
+
+
+def _idp_operations(idp: IdentityProvider, login: Login) -> list[Row]:
+    return [
         ("/idp/jwks", "idp.jwks", "GET HEAD", idp.jwks),
         ("/idp/.well-known/openid-configuration", "idp.discovery", "GET HEAD", idp.discovery),
         # RFC 8414 section 3.1: the well-known part goes between host and issuer path.
         ("/.well-known/oauth-authorization-server/idp", "idp.discovery", "GET HEAD", idp.discovery),
-        ("/idp/token", "idp.token", "GET POST", idp.token),
+        ("/idp/authorize", "idp.authorize", "GET POST", login.authorize),
+        ("/idp/logout", "idp.logout", "GET", login.logout),
+        ("/idp/token", "idp.token", "GET POST", login.token),
         ("/idp/introspect", "idp.introspect", "POST", idp.introspect),
         ("/idp/whoami", "idp.whoami", "GET HEAD", idp.whoami),
     ]
@@ -138,7 +180,7 @@ def _threeds_operations(threeds: ThreeDsApi, pages: ThreeDsPages) -> list[Row]:
         ("/checkout/acs/challenge", "checkout.acs-challenge", "POST", pages.challenge),
         ("/checkout/acs/challenge/answer", "checkout.acs-answer", "POST", pages.answer),
         ("/checkout/pay/{token}", "checkout.pay", "GET POST", pages.pay),
-        ("/shop/{outcome}", "shop.back", "GET HEAD", back),
+        ("/shop/{outcome}", "shop.back", "GET HEAD POST", back),
     ]
 
 

@@ -12,6 +12,7 @@ from broker.sandbox.clock import SandboxClock
 from broker.sandbox.exchange import Call, RefusedError, Reply, as_json
 from broker.sandbox.faults import FaultError, parse_fault
 from broker.sandbox.idp import IdentityProvider
+from broker.sandbox.opaque import OpaqueTokens
 from broker.sandbox.operations import Ledger
 
 
@@ -19,12 +20,18 @@ class Control:
     """One method for each thing that can be told or asked."""
 
     def __init__(
-        self, ledger: Ledger, clock: SandboxClock, checkout: Checkout, idp: IdentityProvider
+        self,
+        ledger: Ledger,
+        clock: SandboxClock,
+        checkout: Checkout,
+        idp: IdentityProvider,
+        nmi_sessions: OpaqueTokens,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._checkout = checkout
         self._idp = idp
+        self._nmi_sessions = nmi_sessions
 
     def calls(self, call: Call) -> Reply:
         return as_json(200, self._ledger.calls)
@@ -49,7 +56,15 @@ class Control:
         return as_json(200, {"faults": self._ledger.faults.as_list()})
 
     def revoke(self, call: Call) -> Reply:
-        self._checkout.revoke_everything()
+        """Every access token of the API; with `nmi`, every component session of NMI instead."""
+        order = json_object(call)
+        nmi = order.pop("nmi", False)
+        if not isinstance(nmi, bool) or order:
+            raise bad_order("only nmi, true or false, is understood")
+        if nmi:
+            self._nmi_sessions.revoke_everything()
+        else:
+            self._checkout.revoke_everything()
         return Reply(204)
 
     def rotate_keys(self, call: Call) -> Reply:

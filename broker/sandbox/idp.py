@@ -43,11 +43,14 @@ class IdentityProvider:
         metadata = {
             "issuer": issuer,
             "jwks_uri": f"{issuer}/jwks",
+            "authorization_endpoint": f"{issuer}/authorize",
             "token_endpoint": f"{issuer}/token",
+            "token_endpoint_auth_methods_supported": ["none"],
+            "code_challenge_methods_supported": ["S256"],
             "introspection_endpoint": f"{issuer}/introspect",
             "introspection_endpoint_auth_methods_supported": ["client_secret_basic"],
-            "response_types_supported": ["none"],
-            "grant_types_supported": ["client_credentials"],
+            "response_types_supported": ["code"],
+            "grant_types_supported": ["authorization_code"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": list(ALGORITHMS),
         }
@@ -70,8 +73,12 @@ class IdentityProvider:
             "text/plain"
         ):
             return text(200, token, *NO_STORE)
-        answer = {"access_token": token, "token_type": "Bearer", "expires_in": lifetime}
-        return as_json(200, answer, *NO_STORE)
+        return _bearer(token, lifetime)
+
+    def signed_for(self, call: Call, user: str) -> Reply:
+        """A token for somebody who has logged in."""
+        lifetime = self._settings.idp_token_seconds
+        return _bearer(self._user_token(call, user, {}, lifetime), lifetime)
 
     def introspect(self, call: Call) -> Reply:
         """RFC 7662: an unknown token is a fact about it, not an error."""
@@ -145,6 +152,11 @@ class IdentityProvider:
         if claims is None or not claims["nbf"] <= self._clock.now() < claims["exp"]:
             return None
         return {**claims, "username": claims["sub"], "token_type": "Bearer"}
+
+
+def _bearer(token: str, lifetime: int) -> Reply:
+    answer = {"access_token": token, "token_type": "Bearer", "expires_in": lifetime}
+    return as_json(200, answer, *NO_STORE)
 
 
 def _fields(call: Call) -> dict[str, str]:

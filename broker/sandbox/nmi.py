@@ -18,14 +18,18 @@ VARIANTS = ("gateway", "merchant-central")
 
 
 class Nmi:
-    """The Reporting API, as far as a broker and a component touch it."""
+    """One account of the Reporting API, as far as a broker touches it."""
 
     def __init__(
-        self, settings: SandboxSettings, clock: SandboxClock, tokens: OpaqueTokens
+        self,
+        settings: SandboxSettings,
+        clock: SandboxClock,
+        tokens: OpaqueTokens,
+        lifetime: int,
     ) -> None:
         self._clock = clock
         self._tokens = tokens
-        self._lifetime = settings.nmi_session_seconds
+        self._lifetime = lifetime
         self._environments = settings.nmi_environments
         self._keys = {
             "gateway": settings.nmi_gateway_keys,

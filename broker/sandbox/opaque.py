@@ -34,6 +34,9 @@ class OpaqueTokens:
         sealed = hmac.digest(self._key, contents, "sha256")[:_DIGEST] + contents
         return self._prefix + base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
+    def revoke_everything(self) -> None:
+        self._key = self._random_bytes(32)
+
     def open(self, unverified_token: str) -> tuple[int, list[str]] | None:
         """Expiry and fields of a live token of ours, else None."""
         encoded = unverified_token.removeprefix(self._prefix)

@@ -42,6 +42,8 @@ class SandboxSettings:
     )
     nmi_environments: frozenset[str] = frozenset({"sandbox", "production"})
     nmi_session_seconds: int = 900
+    nmi_minute_session_seconds: int = 60
+    """Of the second account: short enough to watch a few rotations."""
 
     checkout_clients: Mapping[str, str] = field(default_factory=_checkout_clients, repr=False)
     checkout_token_seconds: int = 3600
@@ -83,6 +85,8 @@ class SandboxSettings:
     idp_introspection_clients: Mapping[str, str] = field(
         default_factory=_introspection_clients, repr=False
     )
+    idp_login_clients: frozenset[str] = frozenset({"demo"})
+    """Public clients, whose pages may send people to the login page."""
     idp_token_seconds: int = 600
     idp_jwks_max_age: int = 300
 

@@ -1,7 +1,7 @@
 """The pages that a cardholder sees, as HTML: plain forms that work without JavaScript.
 
-Everything shown comes escaped, nothing runs but two scripts of ours that the policy names by
-their digest, and no secret and no card number is ever in a page.
+Everything shown comes escaped, nothing runs but scripts of ours that the policy names by their
+digest, as it does the style, and no secret and no card number is ever in a page.
 """
 
 import base64
@@ -23,11 +23,28 @@ f.screen_height.value = String(s.height);
 f.screen_width.value = String(s.width);
 f.timezone.value = String(new Date().getTimezoneOffset());
 """
+_STYLE: Final = """
+:root { color-scheme: light dark; --line: #7e879c; --quiet: #555e73; --strong: #0a5c55; }
+@media (prefers-color-scheme: dark) {
+  :root { --line: #727d96; --quiet: #a5aec2; --strong: #6fd6c6; }
+}
+body { margin: 0; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+main { box-sizing: border-box; max-width: 30rem; margin: 0 auto; padding: 1.25rem 1.5rem; }
+h1 { margin: 0 0 0.75rem; font-size: 1.25rem; color: var(--strong); }
+p { margin: 0 0 1.25rem; color: var(--quiet); }
+strong { color: CanvasText; }
+button {
+  margin: 0 0.25rem 0.5rem 0; padding: 0.5rem 1rem; border: 1px solid var(--line);
+  border-radius: 0.5rem; background: transparent; color: inherit; font: inherit; cursor: pointer;
+}
+button:first-of-type { border-color: var(--strong); background: var(--strong); color: Canvas; }
+:focus-visible { outline: 3px solid var(--strong); outline-offset: 2px; }
+"""
 _ANSWERS: Final = (("approve", "Approve"), ("fail", "Fail"), ("cancel", "Cancel"))
 
 
-def _digest(script: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def _digest(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"'sha256-{digest}'"
 
 
@@ -44,6 +61,7 @@ def page(
     origins = dict.fromkeys(_origin(url) for url in forms_to if url)
     policy = ["default-src 'none'", "base-uri 'none'"]
     policy.append(" ".join(["form-action 'self'", *origins]))
+    policy.append(f"style-src {_digest(_STYLE)}")
     if script is not None:
         policy.append(f"script-src {_digest(script)}")
     if not framed:
@@ -51,7 +69,8 @@ def page(
     tail = "" if script is None else f"<script>{script}</script>"
     text = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
-        '</title><meta name="viewport" content="width=device-width"></head>'
+        '</title><meta name="viewport" content="width=device-width">'
+        f"<style>{_STYLE}</style></head>"
         f"<body><main><h1>{escape(title)}</h1>{body}</main>{tail}</body></html>"
     )
     headers = (
