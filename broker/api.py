@@ -7,7 +7,7 @@ leaves as problem+json; what is no BrokerError is a defect, and leaves as one th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -33,6 +33,7 @@ from broker.minting import Minting, Served, rotate_in
 from broker.model import Caller, Facts, fingerprint
 from broker.schedule import Clock, rfc3339
 from broker.shapes import ActBody, HandleBody, MintBody
+from broker.static import Static
 from broker.wire import (
     NO_STORE,
     Reply,
@@ -88,6 +89,18 @@ class Endpoint:
         await reply.send(send)
 
 
+class ByPath:
+    """What has no parameters in its path: found whole, or not at all."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], lost: Endpoint) -> None:
+        """lost: answers for every other path."""
+        self.endpoints = endpoints
+        self._lost = lost
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.endpoints.get(scope["path"], self._lost)(scope, receive, send)
+
+
 class Api:
     """The handlers, on one snapshot's use cases."""
 
@@ -100,27 +113,27 @@ class Api:
         callbacks: Callbacks,
         clock: Clock,
         budget: float,
-        known: frozenset[str],
+        profiles: Mapping[str, str],
         credentials: frozenset[str],
         max_body: int,
         document: bytes,
     ) -> None:
-        """budget: seconds for one request. known, credentials: names that may be told of as metric
-        labels. document: the OpenAPI document."""
+        """budget: seconds for one request. profiles: by name, whether a token may be handed out
+        again; these names, and credentials', may be metric labels. document: of OpenAPI."""
         self._door = door
         self._minting = minting
         self._chains = chains
         self._callbacks = callbacks
         self._clock = clock
         self._budget = budget
-        self._known = known
+        self._profiles = profiles
         self._credentials = credentials
         self._max_body = max_body
         self._document = document
 
     async def mint(self, scope: Scope, receive: Receive, record: Record) -> Reply:
         name: str = scope["path_params"]["profile"]
-        if name in self._known:
+        if name in self._profiles:
             record.profile = name
         caller = await self._caller(scope, record)
         fields = scope["fields"]
@@ -146,6 +159,14 @@ class Api:
             body.handle, caller, self._facts(scope, record), min_fresh=min_fresh_of(fields)
         )
         return self._session(served, record)
+
+    async def check(self, scope: Scope, receive: Receive, record: Record) -> Reply:
+        caller = await self._caller(scope, record)
+        fields = scope["fields"]
+        body = parse_body(fields, await read_body(fields, receive, self._max_body), HandleBody)
+        handle, left = await self._chains.check(body.handle, caller, self._facts(scope, record))
+        record.profile, record.chain = handle.profile, handle.chain
+        return json_reply(200, {"expires_in": int(left)}, NO_STORE)
 
     async def end(self, scope: Scope, receive: Receive, record: Record) -> Reply:
         caller = await self._caller(scope, record)
@@ -178,7 +199,7 @@ class Api:
         """What an upstream posts: proven by its signature, or not believed."""
         name: str = scope["path_params"]["profile"]
         fields = scope["fields"]
-        if name in self._known:
+        if name in self._profiles:
             record.profile = name
         with self._callbacks.place(name):
             if not is_json(fields):
@@ -247,6 +268,7 @@ class Api:
             "issued_at": rfc3339(session.life.expires_at - session.life.lifetime),
             "expires_at": rfc3339(session.life.expires_at),
             "expires_in": int(served.remaining),
+            "reuse": self._profiles[minted.profile],
             "output": session.output,
         }
         if minted.rotates:
@@ -263,8 +285,11 @@ def _cache_status(how: str, remaining: float, detail: str) -> tuple[bytes, bytes
     return b"cache-status", f"token-broker; {how}; ttl={int(remaining)}; detail={detail}".encode()
 
 
-def public_app(api: Api, budget: float) -> Router:
-    """The public endpoints, each under its route. budget: seconds for one request.
+def public_app(
+    api: Api, budget: float, client: Mapping[str, Static], pages: Mapping[str, Static]
+) -> Router:
+    """The public endpoints, each under its route, and files by their whole paths. budget: seconds
+    for one request.
 
     A bare Router: a Starlette application would add two middlewares, for exceptions that do not
     leave an `Endpoint` (7 % of a mint)."""
@@ -272,19 +297,35 @@ def public_app(api: Api, budget: float) -> Router:
     def route(path: str, method: str, operation: str, handler: Handler) -> Route:
         return Route(path, Endpoint(operation, handler, budget, method))
 
-    async def nowhere(_scope: Scope, _receive: Receive, _record: Record) -> Reply:
-        raise NotFound
-
     return Router(
         routes=[
             route("/v1/profiles/{profile}/sessions", "POST", "mint", api.mint),
             route("/v1/sessions/rotate", "POST", "rotate", api.rotate),
             route("/v1/access-tokens/{credential}", "GET", "access_token", api.access_token),
+            route("/v1/sessions/check", "POST", "check", api.check),
             route("/v1/sessions/end", "POST", "end", api.end),
             route("/v1/sessions/actions/{action}", "POST", "act", api.act),
             route("/v1/callbacks/{profile}", "POST", "callback", api.callback),
             route("/v1/openapi.json", "GET", "openapi", api.openapi),
         ],
-        default=Endpoint("other", nowhere, budget),
+        default=_by_path(api, budget, client, pages),
         redirect_slashes=False,
+    )
+
+
+def _by_path(
+    api: Api, budget: float, client: Mapping[str, Static], pages: Mapping[str, Static]
+) -> ByPath:
+    async def nowhere(_scope: Scope, _receive: Receive, _record: Record) -> Reply:
+        raise NotFound
+
+    def got(operation: str, handler: Handler) -> Endpoint:
+        return Endpoint(operation, handler, budget, "GET")
+
+    return ByPath(
+        {
+            **{path: got("page", file.answer) for path, file in pages.items()},
+            **{path: got("client", file.answer) for path, file in client.items()},
+        },
+        lost=Endpoint("other", nowhere, budget),
     )

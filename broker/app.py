@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -32,6 +33,7 @@ from broker.results import Results
 from broker.schedule import Clock, SystemClock
 from broker.snapshot import Snapshot, secret_refs
 from broker.state import State, Store, Vault
+from broker.static import Static, client_files
 from broker.upstreams.transport import AiohttpTransport, Transport, tls_context
 
 _log = structlog.get_logger("app")
@@ -51,9 +53,10 @@ class App:
         clock: Clock | None = None,
         audit: AuditLog | None = None,
         env: Mapping[str, str] = os.environ,
+        pages: Mapping[str, Static] = MappingProxyType({}),
     ) -> None:
         """Needs a running event loop; `close()` it there. base: where relative secret files are.
-        path: the configuration's own file, to be watched.
+        path: the configuration's own file, to be watched. pages: what else is served, by path.
 
         Raises ConfigError for secrets that are missing or unusable. Makes no network call.
         """
@@ -88,6 +91,8 @@ class App:
             state=state,
             rates=RateLimits(clock, store),
             results=Results(state, self._audit, tasks.spawn),
+            client=client_files(),
+            pages=pages,
         )
         try:
             self._assembly = Assembly(snapshot, self._ground)

@@ -35,6 +35,7 @@ from broker.schedule import Clock
 from broker.shared import Shared
 from broker.snapshot import Profile, Snapshot, secret_refs
 from broker.state import State
+from broker.static import Static
 from broker.tokens import Cached
 from broker.upstreams.oauth import OAuth
 from broker.upstreams.preset import Upstream
@@ -55,6 +56,8 @@ class Ground:
     state: State
     rates: RateLimits
     results: Results
+    client: Mapping[str, Static]
+    pages: Mapping[str, Static]
     followed: set[str] = field(default_factory=set)
     turns: Turns[str] = field(default_factory=Turns)
 
@@ -126,13 +129,13 @@ class Assembly:
             callbacks=callbacks,
             clock=ground.clock,
             budget=budget,
-            known=frozenset(snapshot.profiles),
+            profiles={name: p.preset.file.reuse.value for name, p in snapshot.profiles.items()},
             credentials=frozenset(snapshot.credentials),
             max_body=server.max_body_bytes,
             document=orjson.dumps(openapi.document()),
         )
         self.public = Gate(
-            public_app(api, budget),
+            public_app(api, budget, ground.client, ground.pages),
             origins=_origins(snapshot),
             load=ground.load,
             trusted_proxies=server.trusted_proxies,

@@ -131,6 +131,20 @@ class Chains:
             raise _over("rotated away")
         return found
 
+    async def check(self, text: str, caller: Caller, facts: Facts) -> tuple[Handle, float]:
+        """The seconds that a live session has left, for a page that cannot trust its own clocks
+        any more. Nothing for those whom policy would not let have it now."""
+        handle = self._open(text, caller)
+        await self._not_ended(handle)
+        profile = self._minting.profile(handle.profile)
+        try:
+            grant = policy.follow_up(profile, caller, handle.parameters, facts)
+            _same_grant(handle, grant)
+        except BrokerError as exc:
+            exc.profile = profile.name
+            raise
+        return handle, max(0.0, (handle.expires_at - facts.now).total_seconds())
+
     async def end(self, text: str, caller: Caller, facts: Facts) -> tuple[str, str]:
         """Ends a chain, here and, where it can be, upstream. Gives profile and chain.
 

@@ -1,4 +1,4 @@
-"""Commands for people: serve, check, schema, sandbox, demo, mint.
+"""Commands for people: serve, check, schema, client, sandbox, demo, mint.
 
 Exit statuses are those of sysexits.h: 78 a configuration that cannot be used, 69 a service that
 cannot be reached, 70 a defect, 71 a port that is taken, 1 a refusal, 2 a wrong command line.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gzip
+import html
 import io
 import json
 import os
@@ -25,7 +27,7 @@ from broker import __version__
 from broker.app import App
 from broker.audit import AuditLog, configure_logging
 from broker.config import load, parse
-from broker.demo import demo_config, demo_secrets
+from broker.demo import demo_config, demo_pages, demo_secrets
 from broker.errors import ConfigError
 from broker.file import Listener
 from broker.presets import load_preset, packaged
@@ -34,6 +36,7 @@ from broker.sandbox.settings import SandboxSettings
 from broker.schema import json_schema
 from broker.serving import ListenerEnded, Stop, bind, on_signals, serve, url_of
 from broker.snapshot import Snapshot, secret_refs
+from broker.static import CLIENT, client_files
 
 EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CONFIG = 69, 70, 71, 78
 
@@ -120,6 +123,25 @@ def schema() -> None:
 
 
 @main.command()
+@click.option(
+    "--broker", default="https://broker.example", show_default=True, help="Its address for pages."
+)
+def client(broker: str) -> None:
+    """Say where the module for browsers is, how large, and how a page loads just this version."""
+    path = "/v1/client.js"
+    module = client_files()[path]
+    size, packed = len(module.body), len(gzip.compress(module.body, mtime=0))
+    click.echo(f"{CLIENT / 'client.js'}")
+    click.echo(f"{size} bytes, {packed} with gzip")
+    click.echo(module.integrity)
+    source = html.escape(broker.rstrip("/") + path)
+    click.echo(
+        f'<script type="module" crossorigin="anonymous" src="{source}" '
+        f'integrity="{module.integrity}"></script>'
+    )
+
+
+@main.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True)
 def sandbox(host: str, port: int) -> None:
@@ -164,7 +186,8 @@ async def _demo(
             webhook_key,
         )
         log = AuditLog(None if audit else io.BytesIO())
-        app = App(parse(raw, Path()), Path(), env=env, audit=log)
+        pages = demo_pages(upstreams.url)
+        app = App(parse(raw, Path()), Path(), env=env, audit=log, pages=pages)
         stop = Stop()
 
         def ready() -> None:
@@ -180,9 +203,12 @@ async def _demo(
 def _welcome(public: str, ops: str, sandbox_url: str) -> None:
     click.echo(
         f"""
-token-broker demo is up: {public}
+token-broker demo is up. Open it in a browser:
 
-Mint a session as ada, with a real JWT of the development identity provider:
+  {public}/      a report that runs on its session token; log in as ada or bob
+  {public}/3ds   a 3-D Secure authentication
+
+Or mint a session as ada, with a real JWT of the development identity provider:
 
   curl -s -X POST {public}/v1/profiles/transactions/sessions \\
     -H "Authorization: Bearer $(curl -s '{sandbox_url}/idp/token?user=ada&format=text')"

@@ -15,6 +15,7 @@ from broker.errors import problem_types
 from broker.shapes import (
     AccessTokenAnswer,
     ActBody,
+    CheckAnswer,
     HandleBody,
     MintBody,
     Problem,
@@ -27,7 +28,8 @@ _REF = "#/components/schemas/{model}"
 def document() -> dict[str, Any]:
     """A valid OpenAPI 3.1 document."""
     models: list[type[BaseModel]] = [
-        MintBody, HandleBody, ActBody, SessionAnswer, AccessTokenAnswer, Problem,
+        MintBody, HandleBody, ActBody, SessionAnswer, CheckAnswer, AccessTokenAnswer,
+        Problem,
     ]  # fmt: skip
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     return {
@@ -68,6 +70,7 @@ _CACHE_CONTROL = {
     "schema": {"type": "string"},
 }  # fmt: skip
 _HEADERS = {
+    "ETag": {"description": "of this version (RFC 9110)", "schema": {"type": "string"}},
     "CacheStatus": {"description": "RFC 9211", "schema": {"type": "string"}},
     "RequestId": {"description": "of this request", "schema": {"type": "string"}},
 }
@@ -99,6 +102,10 @@ def _paths() -> dict[str, Any]:
             "rotate", "Mint the successor of a live session", sessions, body="HandleBody",
             parameters=[_ref("CacheControl")],
         ),
+        "/v1/sessions/check": _operation(
+            "check", "Seconds that a session has left",
+            {"200": _json("CheckAnswer", "What is left")}, body="HandleBody",
+        ),
         "/v1/sessions/end": _operation(
             "end", "End a chain", {"204": {"description": "Ended"}}, body="HandleBody"
         ),
@@ -119,6 +126,15 @@ def _paths() -> dict[str, Any]:
             {"204": {"description": "Taken"}}, parameters=[_in_path("profile")], body="object",
             security=[],
         ),
+        **_public_paths(),
+    }  # fmt: skip
+
+
+def _public_paths() -> dict[str, Any]:
+    """What is the same for everybody."""
+    return {
+        "/v1/client.js": _file("client", "The module for browsers", "text/javascript"),
+        "/v1/client.d.ts": _file("client_types", "Its types, for editors", "text/plain"),
         "/v1/openapi.json": {
             "get": {
                 "operationId": "openapi", "summary": "This document", "security": [],
@@ -159,13 +175,26 @@ def _operation(
     return {method: found}
 
 
+def _file(name: str, summary: str, kind: str) -> dict[str, Any]:
+    whole = {
+        "description": "The file",
+        "headers": {"ETag": {"$ref": "#/components/headers/ETag"}},
+        "content": {kind: {"schema": {"type": "string"}}},
+    }
+    responses = {"200": whole, "304": {"description": "The same as that of If-None-Match"}}
+    return _operation(name, summary, responses, method="get", security=[])
+
+
 def _answer(model: str, description: str) -> dict[str, Any]:
+    found = _json(model, description)
+    found["headers"]["Cache-Status"] = {"$ref": "#/components/headers/CacheStatus"}
+    return found
+
+
+def _json(model: str, description: str) -> dict[str, Any]:
     return {
         "description": description,
-        "headers": {
-            "Cache-Status": {"$ref": "#/components/headers/CacheStatus"},
-            "X-Request-Id": {"$ref": "#/components/headers/RequestId"},
-        },
+        "headers": {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}},
         "content": {"application/json": {"schema": {"$ref": _REF.format(model=model)}}},
     }
 

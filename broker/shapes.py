@@ -5,7 +5,7 @@ One place, so that what is documented is what is enforced. Nothing else than sha
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -56,7 +56,16 @@ class SessionAnswer(BaseModel):
     expires_in: int = Field(description="whole seconds left at the moment of answering")
     rotate_in: int | None = Field(default=None, description="seconds after which to rotate")
     handle: str | None = Field(default=None, description="sealed; for rotate, end and actions")
+    reuse: Literal["per_caller", "shared", "single_use"] = Field(
+        description="may the token be handed out again: to this caller, to anybody, or not at all"
+    )
     output: Any = Field(description="what the component wants to be given")
+
+
+class CheckAnswer(BaseModel):
+    """What a session has left."""
+
+    expires_in: int = Field(description="whole seconds left at the moment of answering; 0 is over")
 
 
 class AccessTokenAnswer(BaseModel):

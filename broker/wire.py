@@ -57,7 +57,7 @@ class Reply:
 
     async def send(self, send: Send) -> None:
         headers = list(self.headers)
-        if self.status != 204:  # which has no body, and so no length (RFC 9110 §8.6)
+        if self.status not in (204, 304):  # which have no body, so no length (RFC 9110 §8.6)
             headers.append((b"content-length", str(len(self.body)).encode()))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from broker.errors import problem_types
-from broker.shapes import Problem, SessionAnswer
+from broker.shapes import CheckAnswer, Problem, SessionAnswer
 from tests.harness import CONFIG, ENV, ORIGIN, Broker, broker, problem
 from tests.support import settle
 from tests.test_minting import with_broker
@@ -278,7 +278,8 @@ def test_request_ids(given_id: str, taken: bool) -> None:
 @with_broker
 async def test_unknown_paths_and_methods_are_problems_too(told: Broker) -> None:
     """404 and 405 are problem+json, 405 with Allow; nothing redirects."""
-    for path in ("/", "/v1", "/metrics", "/livez", "/readyz", MINT + "/", "/v1/client.js"):
+    listed = ("/", "/v1", "/metrics", "/livez", "/readyz", MINT + "/", "/v1/client.mjs", "/3ds")
+    for path in listed:
         answer = await told.client.get(path)
         assert (answer.status_code, problem(answer)) == (404, "not-found")
     answer = await told.client.get(MINT)
@@ -372,10 +373,12 @@ async def test_the_openapi_document_is_valid_and_true(told: Broker) -> None:
     document = answer.json()
     OpenAPIV31SpecValidator(document).validate()
     inner: Any = told.app._assembly.public
-    routes = {route.path for route in inner._app.routes}
+    routes = {route.path for route in inner._app.routes} | inner._app.default.endpoints.keys()
     assert set(document["paths"]) == routes
     minted = (await told.mint()).json()
     SessionAnswer.model_validate(minted, extra="forbid")
+    checked = await told.post("/v1/sessions/check", {"handle": minted["handle"]})
+    CheckAnswer.model_validate(checked.json(), extra="forbid")
     Problem.model_validate((await told.mint(token="")).json(), extra="forbid")
     described = document["components"]["responses"]["Problem"]["description"]
     assert all(kind.slug in described for kind in problem_types())

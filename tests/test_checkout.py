@@ -310,7 +310,8 @@ def _is_redirected(page: Page, told: dict[str, Any], ending: Ending) -> None:
     if ending.challenged:
         sight = _answers(page, sight, ending)
     outcome = "success" if ending.approved else "failure"
-    back = f"{page.running.sandbox}/shop/{outcome}?cko-session-id={told['id']}"
+    shop = f"{page.running.sandbox}/shop/{outcome}?to={page.running.public}"
+    back = f"{shop}&cko-session-id={told['id']}"
     assert (sight.status, sight.location) == (303, back)
     assert page.browser.get(back).status == 200
 
@@ -324,8 +325,11 @@ def _goes_on(page: Page, told: dict[str, Any], ending: Ending) -> Any:
             _is_seen(page, told)
             return page.act("issuer-fingerprint", {"three_ds_method_completion": "Y"})
         case "challenge_cardholder":
-            thanks = _answers(page, _is_challenged(page, told), ending)
-            assert (thanks.status, thanks.title, thanks.forms) == (200, "Thank you", [])
+            onward = _answers(page, _is_challenged(page, told), ending)
+            back = f"{page.running.sandbox}/shop/3ds-return?to={page.running.public}"
+            assert (onward.status, onward.form.action) == (200, back)
+            assert unpacked(onward.form.fields["cres"])["messageType"] == "CRes"
+            assert page.browser.submit(onward).status == 200
         case "redirect_cardholder":
             _is_redirected(page, told, ending)
         case "complete":

@@ -48,6 +48,7 @@ async def test_mint_answers_what_the_contract_says(told: Broker) -> None:
         "issued_at": "2026-11-20T12:00:00Z",
         "expires_at": "2026-11-20T12:15:00Z",
         "expires_in": 900,
+        "reuse": "per_caller",
         "output": {"sessionToken": "st_token_0001", "expiresAt": 1795176900000},
     }
     assert 900 * 0.67 - 1 <= rotate_in <= 900 * 0.83
@@ -198,6 +199,39 @@ async def test_end_kills_every_handle_of_the_chain(told: Broker) -> None:
         assert problem(await told.rotate(handle)) == "handle-expired"
         assert problem(await told.end(handle)) == "handle-expired"
     assert len(told.nmi.bodies) == 2
+
+
+@with_broker
+async def test_check_tells_what_a_session_has_left(told: Broker) -> None:
+    """A page whose clocks were set asks what its session has left, whole seconds of the broker's
+    own count, down to 0; the upstream is not asked."""
+    handle = (await told.mint()).json()["handle"]
+    for passed, left in [(0, 900), (10.5, 889), (600, 289), (600, 0)]:
+        told.clock.pass_(passed)
+        answer = await told.post("/v1/sessions/check", {"handle": handle})
+        assert (answer.status_code, answer.json()) == (200, {"expires_in": left})
+        assert answer.headers["cache-control"] == "no-store"
+    assert len(told.nmi.bodies) == 1
+    assert [line["operation"] for line in told.audit] == ["mint", *["check"] * 4]
+
+
+@with_broker
+async def test_check_is_for_those_who_could_have_it_now(told: Broker) -> None:
+    """Nobody learns of another's session, nor anything of one that was ended, or that policy or the
+    caller's claims would not let them have today."""
+    handle = (await told.mint()).json()["handle"]
+    check = "/v1/sessions/check", {"handle": handle}
+    for token, slug in [
+        (told.jwt("bob"), "not-permitted"),
+        (told.jwt(role="guest"), "not-permitted"),
+        (told.jwt(merchant_id="999"), "handle-expired"),
+        ("", "unauthenticated"),
+    ]:
+        assert problem(await told.post(*check, token=token)) == slug
+    assert problem(await told.post(*check, origin="https://evil.example")) == "origin-not-allowed"
+    assert (await told.post(*check)).status_code == 200
+    await told.end(handle)
+    assert problem(await told.post(*check)) == "handle-expired"
 
 
 @with_broker

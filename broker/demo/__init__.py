@@ -1,12 +1,25 @@
 """The embedded default of `token-broker demo`: a configuration that needs nothing but this machine.
 
 Every secret in it is the sandbox's own and worth nothing; the sealing key is made at each start.
+The pages beside it are examples to copy, and nothing that a broker in earnest serves.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+from broker.static import KINDS, Static
+
+_PAGES = Path(__file__).parent / "pages"
+_POLICY = (
+    "default-src 'none'; script-src 'self' {sandbox}; style-src 'self'; img-src 'self'; "
+    "connect-src 'self' {sandbox}; frame-src 'self' {sandbox}; form-action 'self' {sandbox}; "
+    "base-uri 'none'; frame-ancestors 'self'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
 _CONFIG = """\
 server:
   public: {{host: 127.0.0.1, port: {port}}}
@@ -51,6 +64,19 @@ profiles:
     rotation: {{max_chain: 8h, grace: 60s}}
     min_remaining: 5m
     rate_limit: 30/minute
+  transactions-minute:            # sessions of one minute, to see them rotate
+    preset: nmi
+    base_url: {sandbox}/nmi-minute/api/v1
+    api_key: {{env: DEMO_NMI_KEY}}
+    gateway:
+      merchant_id: ${{claims.merchant_id}}
+      environment: sandbox
+    allow:
+      callers: [shop-users]
+      origins: ["http://127.0.0.1:{port}", "http://localhost:{port}"]
+      require: {{role: [owner, accountant]}}
+    rotation: {{max_chain: 8h, grace: 30s}}
+    rate_limit: 60/minute
   checkout-3ds:                   # the page runs the authentication itself, by actions
     preset: checkout/3ds
     credential: checkout
@@ -64,6 +90,8 @@ profiles:
     completion:
       type: non_hosted
       callback_url: http://127.0.0.1:{port}/v1/callbacks/checkout-3ds
+      # The shop's own server, which the sandbox plays, tells the shop's page that somebody is back.
+      challenge_notification_url: {sandbox}/shop/3ds-return?to=http://127.0.0.1:{port}
     webhook_key: {{env: DEMO_WEBHOOK_KEY}}
     parameters:
       source: {{like: source, required: true}}
@@ -82,8 +110,8 @@ profiles:
     source: ${{parameters.source}}
     completion:
       type: hosted
-      success_url: {sandbox}/shop/success
-      failure_url: {sandbox}/shop/failure
+      success_url: {sandbox}/shop/success?to=http://127.0.0.1:{port}
+      failure_url: {sandbox}/shop/failure?to=http://127.0.0.1:{port}
     parameters: {{source: {{like: source, required: true}}}}
     allow:
       callers: [shop-users, shop-backend]
@@ -127,3 +155,25 @@ def demo_secrets(
         "DEMO_INTROSPECT_SECRET": introspection[1],
         "DEMO_WEBHOOK_KEY": webhook_key,
     }
+
+
+def demo_pages(sandbox_url: str, folder: Path = _PAGES) -> Mapping[str, Static]:
+    """The pages and their files, by path; they may load from the broker and this sandbox only."""
+    policy = _POLICY.format(sandbox=sandbox_url).encode()
+    headers = (
+        (b"cache-control", b"no-cache"),
+        (b"content-security-policy", policy),
+        (b"referrer-policy", b"no-referrer"),
+    )
+
+    def found() -> Iterator[tuple[str, Static]]:
+        told = json.dumps({"sandbox": sandbox_url}).encode()
+        yield "/demo.json", Static(told, ".json", *headers)
+        for file in sorted(folder.iterdir()):
+            if file.suffix in KINDS and file.is_file():
+                served = Static(file.read_bytes(), file.suffix, *headers)
+                yield f"/demo/{file.name}", served
+                if file.suffix == ".html":
+                    yield "/" if file.stem == "index" else f"/{file.stem}", served
+
+    return dict(found())
