@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=…)"; exit 1; }
@@ -28,12 +28,13 @@ $(VENV)/.dev: tests/requirements.lock $(VENV)/.run
 	@$(PIP) install --require-hashes --only-binary :all: --no-binary forbiddenfruit -r tests/requirements.lock
 	@touch $@
 
-# Programs that tests drive as they are, by Debian's names. Without them their tests are skipped, loudly;
-# in CI they fail.
-SYSTEM := redis-server haproxy faketime
+# Programs that tests drive as they are, as `command` or `command:package`, by Debian's names. Without
+# them their tests are skipped, loudly; in CI they fail. Any other Chromium will do for Debian's.
+CHROMIUM := $(or $(TOKEN_BROKER_CHROMIUM),$(shell command -v chromium-browser google-chrome))
+SYSTEM := redis-server haproxy faketime node:nodejs npm $(if $(CHROMIUM),,chromium)
 .PHONY: system
 system:
-	@missing=""; for name in $(SYSTEM); do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	@missing=""; for name in $(SYSTEM); do command -v $${name%:*} >/dev/null || missing="$$missing $${name#*:}"; done; \
 	test -z "$$missing" && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing$$missing…"; \
@@ -42,12 +43,27 @@ system:
 	fi; \
 	echo "NOT INSTALLED:$$missing. What needs them is skipped. As root: apt-get install$$missing" >&2
 
+# TypeScript checks the browser's module. The lock file names no host: npm's own settings do.
+TYPESCRIPT := .tools/typescript
+TSC := $(TYPESCRIPT)/node_modules/.bin/tsc
+.PHONY: typescript
+typescript: system ## install the pinned TypeScript into .tools/
+	@cmp -s tests/typescript/package-lock.json $(TYPESCRIPT)/package-lock.json && test -x $(TSC) && exit 0; \
+	rm -rf $(TYPESCRIPT) $(TYPESCRIPT).new; mkdir -p $(TYPESCRIPT).new; \
+	echo "installing TypeScript…"; \
+	cp tests/typescript/{package.json,package-lock.json,.npmrc} $(TYPESCRIPT).new; \
+	if why=$$(cd $(TYPESCRIPT).new && npm ci --ignore-scripts --loglevel=error 2>&1 </dev/null); then \
+	  mv $(TYPESCRIPT).new $(TYPESCRIPT); \
+	else \
+	  echo "NOT INSTALLED: TypeScript. What needs it is skipped. $${why:0:400}" >&2; \
+	fi
+
 .PHONY: demo
 demo: $(VENV)/.run ## run broker, sandbox and identity provider; DEMO="--port 8181 …" passes options
 	@exec $(BIN)/token-broker demo $(DEMO)
 
 .PHONY: test
-test: $(VENV)/.dev system ## run all tests
+test: $(VENV)/.dev system typescript ## run all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: chaos
@@ -55,16 +71,22 @@ chaos: $(VENV)/.dev system ## break everything under load, and write down what h
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: check
-check: $(VENV)/.dev ## format, lint, types, import contracts
+check: $(VENV)/.dev typescript ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if test -x $(TSC); then echo "$(TSC) -p tests/typescript"; $(TSC) -p tests/typescript; \
+	else echo "NOT CHECKED: broker/client/client.js, for want of TypeScript" >&2; test -z "$$CI"; fi
 
 .PHONY: format
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
+
+.PHONY: client-types
+client-types: typescript ## write broker/client/client.d.ts anew, from client.js
+	@$(TSC) -p tests/typescript --noEmit false --emitDeclarationOnly --outDir broker/client
 
 .PHONY: bench
 bench: $(VENV)/.dev ## measure against bare Starlette and a naive broker, in one run
@@ -82,4 +104,4 @@ lock: $(BIN)/python ## resolve the ranges of pyproject.toml anew (needs the netw
 
 .PHONY: clean
 clean: ## remove what was installed and cached
-	rm -rf $(VENV) .tools .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .tools .cache .artefacts .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
