@@ -8,6 +8,7 @@ anything that is not for everybody.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import re
 from collections.abc import Mapping
@@ -31,33 +32,48 @@ KINDS = {
     ".ts": b"text/plain; charset=utf-8",
 }
 """Content types by suffix. What has another suffix is not served."""
+_PACKED = re.compile(
+    rb"(?:^|[\s,])gzip(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))(?=[\s;,]|$)", re.IGNORECASE
+)
 _TAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 class Static:
-    """One file's bytes with the two answers that there are: all of it, or that it is the same."""
+    """One file's bytes with the answers that there are: all of it, packed or not, or that it is the
+    same."""
 
     def __init__(self, body: bytes, suffix: str, *headers: Header) -> None:
         """suffix: one of KINDS. headers: what each answer has."""
         self.body = body
-        self.etag = _base64(hashlib.sha256(body).digest()[:18], quoted=True)
-        self.integrity = "sha384-" + _base64(hashlib.sha384(body).digest()).decode()
-        same = [(b"etag", self.etag), *headers]
-        self._whole = Reply(200, body, [(b"content-type", KINDS[suffix]), *same])
-        self._unchanged = Reply(304, headers=same)
+        self.packed = gzip.compress(body, 9, mtime=0)
+        self.integrity = "sha384-" + base64.b64encode(hashlib.sha384(body).digest()).decode()
+        self.etag, self.packed_etag = _tag(body), _tag(self.packed)
+        shared = (*headers, (b"vary", b"accept-encoding"))
+        whole = [(b"content-type", KINDS[suffix]), *shared, (b"etag", self.etag)]
+        packed = [*whole[:-1], (b"content-encoding", b"gzip"), (b"etag", self.packed_etag)]
+        self._plain = Reply(200, body, whole), Reply(304, headers=whole[1:])
+        self._gzip = (
+            Reply(200, self.packed, packed),
+            Reply(304, headers=[*shared, (b"etag", self.packed_etag)]),
+        )
 
     async def answer(self, scope: Scope, _receive: Receive, _record: Record) -> Reply:
-        """For GET and HEAD (RFC 9110 §13.1.2). The replies are shared: nobody changes them."""
-        held: bytes | None = scope["fields"].get(b"if-none-match")
-        return self._unchanged if held is not None and self.is_named(held) else self._whole
+        """For GET and HEAD (RFC 9110 §12.5.3, §13.1.2). The replies are shared: nobody changes
+        them."""
+        fields = scope["fields"]
+        wants = _PACKED.search(fields.get(b"accept-encoding", b""))
+        whole, unchanged = self._gzip if wants else self._plain
+        held: bytes | None = fields.get(b"if-none-match")
+        return unchanged if held is not None and self.is_named(held) else whole
 
     def is_named(self, tags: bytes) -> bool:
-        """Is this the version of an If-None-Match, which compares weakly?"""
-        return tags.strip() == b"*" or self.etag in _TAG.findall(tags)
+        """Is this the version of an If-None-Match, which compares weakly? Packed or not, it is."""
+        named = _TAG.findall(tags)
+        return tags.strip() == b"*" or self.etag in named or self.packed_etag in named
 
 
-def _base64(raw: bytes, *, quoted: bool = False) -> bytes:
-    return b'"' + base64.urlsafe_b64encode(raw) + b'"' if quoted else base64.b64encode(raw)
+def _tag(body: bytes) -> bytes:
+    return b'"' + base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:18]) + b'"'
 
 
 def client_files() -> Mapping[str, Static]:

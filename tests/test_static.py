@@ -41,8 +41,10 @@ PUBLIC = {
     "cache-control": "max-age=300",
     "access-control-allow-origin": "*",
     "cross-origin-resource-policy": "cross-origin",
+    "vary": "accept-encoding",
     "x-content-type-options": "nosniff",
 }
+AS_IT_IS = {"accept-encoding": "identity"}
 
 
 def _headers(answer: httpx2.Response) -> dict[str, str]:
@@ -58,7 +60,7 @@ def test_the_module_is_served_as_it_lies_there(path: str, kind: str) -> None:
 
     async def story() -> None:
         async with broker() as told:
-            answer = await told.client.get(path)
+            answer = await told.client.get(path, headers=AS_IT_IS)
             body = (CLIENT / Path(path).name).read_bytes()
             assert (answer.status_code, answer.content) == (200, body)
             assert _headers(answer) == PUBLIC | {
@@ -95,13 +97,50 @@ def test_what_a_browser_holds_is_not_sent_again(held: str, status: int) -> None:
 
     async def story() -> None:
         async with broker() as told:
-            answer = await told.client.get(MODULE, headers={"if-none-match": held})
+            answer = await told.client.get(MODULE, headers={"if-none-match": held, **AS_IT_IS})
             assert answer.status_code == status
             if status == 304:
                 assert answer.content == b""
                 assert _headers(answer) == PUBLIC | {"etag": TAG}
             else:
                 assert answer.content == FILES[MODULE].body
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip, deflate, br, zstd", True),
+        ("br,gzip", True),
+        ("GZIP;q=0.5", True),
+        ("gzip;q=0.001", True),
+        ("gzip;q=0", False),
+        ("br, gzip ; q=0.000, deflate", False),
+        ("identity", False),
+        ("xgzip, gzipped", False),
+        ("", False),
+    ],
+)
+def test_it_comes_packed_to_who_takes_that(accepted: str, packed: bool) -> None:
+    """With gzip where Accept-Encoding has it and not with q=0; the same bytes once unpacked, under
+    an ETag of its own, and unchanged for who holds either."""
+
+    async def story() -> None:
+        file = FILES[MODULE]
+        async with broker() as told:
+            answer = await told.client.get(MODULE, headers={"accept-encoding": accepted})
+            assert answer.content == file.body
+            assert answer.headers.get("content-encoding") == ("gzip" if packed else None)
+            tag = (file.packed_etag if packed else file.etag).decode()
+            assert answer.headers["etag"] == tag
+            assert int(answer.headers["content-length"]) == len(
+                file.packed if packed else file.body
+            )
+            for held in (file.etag, file.packed_etag):
+                fields = {"accept-encoding": accepted, "if-none-match": held.decode()}
+                again = await told.client.get(MODULE, headers=fields)
+                assert (again.status_code, again.headers["etag"]) == (304, tag)
 
     asyncio.run(story())
 
@@ -117,7 +156,7 @@ async def test_a_list_of_tags_may_come_in_several_lines(told: Broker) -> None:
 def test_no_tags_are_a_defect(held: bytes) -> None:
     """Any bytes are an answer, and what does not hold the tag does not name it."""
     file = FILES[MODULE]
-    if file.etag not in held and held.strip() != b"*":
+    if file.etag not in held and file.packed_etag not in held and held.strip() != b"*":
         assert not file.is_named(held)
 
 
@@ -168,7 +207,7 @@ def test_any_page_may_load_them(path: str, headers: dict[str, str]) -> None:
             assert answer.headers["access-control-allow-origin"] == "*"
             assert "access-control-allow-credentials" not in answer.headers
             assert "set-cookie" not in answer.headers
-            assert "vary" not in answer.headers
+            assert answer.headers["vary"] == "accept-encoding"  # and not by origin
 
     asyncio.run(story())
 
@@ -253,7 +292,7 @@ async def test_a_reload_keeps_them(told: Broker) -> None:
     before = dict(told.app._ground.client)
     other = parse(CONFIG.replace("min_remaining: 5m", "min_remaining: 4m").encode(), Path())
     told.app.adopt(other, told.app.read(other))
-    assert (await told.client.get(MODULE)).headers["etag"] == TAG
+    assert (await told.client.get(MODULE, headers=AS_IT_IS)).headers["etag"] == TAG
     assert {path: told.app._ground.client[path] for path in before} == before
 
 

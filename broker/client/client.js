@@ -98,7 +98,8 @@ export function createSessionClient(options) {
 	}
 
 	function show() {
-		if (held?.reuse != "single_use" && state() > 2) channel?.postMessage({ ...held, at: Date.now() });
+		const fit = held?.reuse != "single_use" && state() > 2;
+		if (fit) channel?.postMessage({ ...held, at: Date.now() });
 	}
 
 	async function next() {
@@ -162,7 +163,6 @@ export function createSessionClient(options) {
 	async function session({ instead, signal = closed } = {}) {
 		const stop = AbortSignal.any([signal, closed]);
 		const until = now() + TIMEOUT;
-		stop.onabort = wake;
 		if (instead == held?.session_token) refused = instead;
 		hurry();
 		for (let waited; state() < 2; waited = true) {
@@ -171,7 +171,9 @@ export function createSessionClient(options) {
 				if (state()) break;
 				if (failure.details.status < 429 ? waited : retryAt > until) throw failure;
 			}
+			stop.onabort = wake;
 			await news();
+			stop.onabort = null;
 		}
 		if (held.reuse == "single_use") refused = held.session_token;
 		return held;

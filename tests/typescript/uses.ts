@@ -11,42 +11,39 @@ const client = createSessionClient({
   authorize: async ({ renew }) => (renew ? "a newer one" : "a bearer"),
   parameters: { merchant: 7, nested: { list: [1, "two", null] } },
   share: "user-1",
-  signal: stop.signal,
   fetch: (input, init) => fetch(input, init),
 });
 createSessionClient({ profile: "by-cookie" });
-createSessionClient({ profile: "p", parameters: () => ({ amount: 1 }) });
 createSessionClient({ profile: "p", authorize: () => "at once" });
 
 async function uses(): Promise<void> {
   const session: Session = await client.session();
   await client.session({ signal: stop.signal });
-  await client.session({ instead: session.token, signal: stop.signal });
+  await client.session({ instead: session.session_token, signal: stop.signal });
   const token: string = await client.token();
   const again: string = await client.token({ instead: token });
-  const profile: string = session.profile;
-  const left: number = session.expiresIn;
-  const due: number | undefined = session.rotateIn;
-  const reuse: "per_caller" | "shared" | "single_use" = session.reuse;
+  const left: number = session.expires_in;
+  const due: number = session.rotate_in;
+  const handle: string | undefined = session.handle;
   const output: { key: string } = await client.output({ instead: again });
   const same: { key: string } = session.output;
   const done: { status: string } | undefined = await client.act("authenticate", { a: 1 });
   await client.act("cancel");
-  await client.act("pay", {}, { signal: stop.signal, withToken: true });
-  console.log(profile, left, due?.toFixed(), reuse, output, same, done);
+  await client.act("pay", {}, { session_token: token });
+  console.log(left, due, handle, output, same, done);
 
   for await (const one of client) {
     const next: Session = one;
-    console.log(next.token.length);
+    console.log(next.session_token.length);
   }
 
-  client.addEventListener("session", (event) => event.detail.token.length);
-  client.addEventListener("rotated", (event) => event.detail.expiresIn.toFixed());
-  client.addEventListener("expiring", (event) => event.detail.profile.length, { once: true });
-  client.addEventListener("error", (event) => event.detail.kind.length);
-  const listener = (event: CustomEvent<Session>): void => console.log(event.detail.token);
-  client.addEventListener("session", listener);
-  client.removeEventListener("session", listener);
+  const changed = (event: Event): void => {
+    const { detail } = event as CustomEvent<Session>;
+    console.log(detail.expires_in);
+  };
+  client.addEventListener("session", changed);
+  client.addEventListener("rotated", changed, { once: true });
+  client.removeEventListener("session", changed);
 
   try {
     await client.end();
@@ -54,10 +51,7 @@ async function uses(): Promise<void> {
     if (!(error instanceof SessionError)) throw error;
     const kind: "auth" | "permission" | "expired" | "network" | "server" = error.kind;
     const problem: string | undefined = error.problem;
-    const status: number | undefined = error.status;
-    const wait: number | undefined = error.retryAfter;
-    const request: string | undefined = error.requestId;
-    console.log(kind, problem, status, wait, request, error.errors, error.message);
+    console.log(kind, problem, error.details.status, error.message, error.cause);
     // @ts-expect-error: there are five kinds
     if (error.kind === "timeout") return;
   }
@@ -65,7 +59,7 @@ async function uses(): Promise<void> {
 }
 
 // The adapters, handed over as they are to what expects these shapes.
-const nmi: { fetchSessionId: () => Promise<{ sessionToken: string; expiresAt: string }> } = {
+const nmi: { fetchSessionId: () => Promise<{ sessionToken: string; expiresAt: number }> } = {
   fetchSessionId: client.fetchSessionId,
 };
 const stripe: { fetchClientSecret: () => Promise<string> } = {
@@ -95,12 +89,8 @@ createSessionClient({ profile: "p", share: true });
 // @ts-expect-error: an action has a name
 client.act();
 // @ts-expect-error: a refused token is text
-client.token({ instead: 7 });
+client.session({ instead: 7 });
 // @ts-expect-error: a token is not there at once
 client.token().length;
-// @ts-expect-error: no such event
-client.addEventListener("rotation", (event: CustomEvent<Session>) => event.detail.token);
-// @ts-expect-error: what failed is not a session
-client.addEventListener("error", (event) => event.detail.token);
-// @ts-expect-error: sessions are frozen
-client.session().then((session) => (session.token = "mine"));
+// @ts-expect-error: nobody writes into a session
+client.session().then((session) => (session.session_token = "mine"));
