@@ -1,0 +1,42 @@
+/** Three small things that the flow needs and the language lacks. */
+
+/** Text as EMV 3-D Secure carries it in a form field: base64url without padding. */
+export function base64url(text) {
+  const bytes = String.fromCharCode(...new TextEncoder().encode(text));
+  return btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
+/**
+ * Waits so many milliseconds; less, where `window` has an event of the name `until` before. Where
+ * the signal is aborted it rejects with the signal's reason.
+ */
+export function pause(milliseconds, signal, until = undefined) {
+  return new Promise((resolve, reject) => {
+    const over = new AbortController();
+    const timer = setTimeout(end, milliseconds);
+    function end() {
+      clearTimeout(timer);
+      over.abort();
+      return signal.aborted ? reject(signal.reason) : resolve(undefined);
+    }
+    if (signal.aborted) {
+      end();
+      return;
+    }
+    signal.addEventListener("abort", end, { signal: over.signal });
+    if (until) {
+      window.addEventListener(until, end, { signal: over.signal });
+    }
+  });
+}
+
+/** What the promise gives, unless the signal is aborted before: then it rejects with its reason. */
+export function unless(signal, promise) {
+  return new Promise((resolve, reject) => {
+    const settled = new AbortController();
+    const stop = () => reject(signal.reason);
+    signal.addEventListener("abort", stop, { signal: settled.signal });
+    promise.then(resolve, reject).finally(() => settled.abort());
+    signal.throwIfAborted();
+  });
+}
