@@ -1,4 +1,4 @@
-"""What can be done with a handle: rotate, end, act. A chain is a session and its successors.
+"""What can be done with a handle: rotate, check, end, act. A chain is a session and its successors.
 
 A handle says whom it was made for and proves nobody: the caller is authenticated anew, must be the
 one in it, and is asked after by policy again, on today's configuration and today's claims. Never a

@@ -1,13 +1,13 @@
-export type Session = Readonly<{
+export type Session = {
+    handle: string;
     session_token: string;
     output: any;
     expires_in: number;
     rotate_in: number;
-    handle?: string;
-}>;
+};
 export declare class SessionError extends Error {
     details: any;
-    problem: any;
+    problem: string | undefined;
     /** @type {"auth" | "permission" | "expired" | "network" | "server"} */
     kind: "auth" | "permission" | "expired" | "network" | "server";
     constructor(details: any, cause: any);

@@ -1,11 +1,10 @@
 /**
- * Keeps a session of token-broker; see README.md. Apache-2.0
- * @typedef {Readonly<{session_token: string, output: any, expires_in: number, rotate_in: number,
- *   handle?: string}>} Session
+ * See README.md. Apache-2.0
+ * @typedef {{handle: string, session_token: string, output: any, expires_in: number,
+ * rotate_in: number}} Session
  */
 const TIMEOUT = 1e4;
 const SLACK = 2e3;
-
 const now = () => performance.now();
 const drift = () => Date.now() - now();
 const sleep = (ms) => new Promise((go) => setTimeout(go, ms));
@@ -15,7 +14,7 @@ export class SessionError extends Error {
 		super(details.detail, { cause });
 		this.name = "SessionError";
 		this.details = details;
-		this.problem = details.type?.split(":").pop();
+		this.problem = `${details.type ?? ""}`.split(":").pop();
 		const kinds = { 401: "auth", 403: "permission", 404: "permission", 410: "expired" };
 		/** @type {"auth" | "permission" | "expired" | "network" | "server"} */
 		this.kind = kinds[details.status] || (details.status ? "server" : "network");
@@ -28,33 +27,35 @@ export class SessionError extends Error {
  */
 export function createSessionClient(options) {
 	const { broker = "", profile, authorize, parameters, share, fetch: send = fetch } = options;
-	const name = JSON.stringify(["token-broker", broker, profile, share, parameters]);
+	const name = JSON.stringify([broker, profile, share, parameters]);
 	const channel = share ? new BroadcastChannel(name) : null;
+	const client = new EventTarget();
 	const closing = new AbortController();
 	const { signal: closed } = closing;
 	/** @type {any} */
 	let held, failure, refused;
+	let calm = drift();
 	let intent = "";
 	let failures = 0;
 	let retryAt = 0;
 	let waiting = [];
 
 	const timer = setInterval(tick, 1e3);
-	const sure = () => Math.abs(drift() - held.drift) < SLACK;
+	const off = () => Math.abs(drift() - calm);
 	const tell = (type, detail) => client.dispatchEvent(new CustomEvent(type, { detail }));
 	const news = () => new Promise((go) => (waiting.push(go), tick()));
+	const single = () => held.reuse == "single_use";
 	const wake = () => waiting.splice(0).forEach((go) => go());
 
 	/** 0: unusable, 1: nearly over, 2: due, 3: fresh */
 	function state() {
-		const left = held?.until - now();
-		if (!(left > 1e3) || !sure() || held.session_token == refused) return 0;
-		return left < held.floor ? 1 : now() > held.due ? 2 : 3;
+		const left = held ? held.until - now() - off() : 0;
+		if (!(left > 1e3) || off() > SLACK || held.session_token == refused) return 0;
+		return left < held.floor ? 1 : left < held.lead ? 2 : 3;
 	}
 
 	async function ask(path, body, signal = closed, renew = false) {
-		let response;
-		let answer;
+		let response, answer;
 		try {
 			const bearer = authorize && { Authorization: `Bearer ${await authorize({ renew })}` };
 			response = await send(`${broker}/v1/${path}`, {
@@ -65,68 +66,70 @@ export function createSessionClient(options) {
 				keepalive: true,
 				signal: AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT)]),
 			});
-			answer = JSON.parse((await response.text()) || "{}");
+			answer = { ...JSON.parse((await response.text()) || null) };
 		} catch (error) {
 			signal.throwIfAborted();
 			if (!response || response.ok) throw new SessionError({}, error);
 		}
-		const { status, headers } = response;
+		signal.throwIfAborted();
 		if (response.ok) return answer;
+		const { status, headers } = response;
 		if (status == 401 && authorize && !renew) return ask(path, body, signal, true);
 		throw new SessionError({ status, retry_after: headers.get("retry-after"), ...answer });
 	}
 
-	function hold(answer, at, doubt = 0) {
-		const { expires_in, rotate_in = Infinity } = answer;
+	function hold(answer, at) {
+		const { expires_in, rotate_in = expires_in } = answer;
 		const type = held ? "rotated" : "session";
 		held = {
 			...answer,
 			until: at + expires_in * 1e3,
-			due: at + rotate_in * 1e3,
+			lead: (expires_in - rotate_in) * 1e3,
 			floor: Math.min(3e4, expires_in * 100),
-			drift: drift() + doubt,
 			warned: 0,
 			get expires_in() {
 				return (this.until - now()) / 1e3;
 			},
 			get rotate_in() {
-				return (this.due - now()) / 1e3;
+				return this.expires_in - this.lead / 1e3;
 			},
 		};
+		intent = "";
 		tell(type, held);
 		wake();
 	}
 
 	function show() {
-		const fit = held?.reuse != "single_use" && state() > 2;
-		if (fit) channel?.postMessage({ ...held, at: Date.now() });
+		if (state() > 2 && !single()) channel?.postMessage({ ...held, at: Date.now() });
 	}
 
 	async function next() {
-		const began = now();
-		let answer;
 		if (channel && !held) {
 			channel.postMessage("ask");
 			await sleep(150);
 		}
-		const { handle, due } = held ?? {};
+		const began = now();
+		const drifted = drift();
+		const was = held;
+		const { handle, lead } = was ?? {};
+		let answer;
+		intent ||= `${now()}-${Math.random()}`;
 		try {
-			if (handle && !sure()) {
+			if (handle && !(off() < SLACK)) {
 				const { expires_in } = await ask("sessions/check", { handle });
-				held.until = began + expires_in * 1e3;
-				held.drift = drift();
+				was.until = began + expires_in * 1e3;
+				calm = drifted;
 			}
 			if (state() > 2) return;
-			if (due < Infinity) answer = await ask("sessions/rotate", { handle });
+			if (lead) answer = await ask("sessions/rotate", { handle });
 		} catch (error) {
-			if (error.kind != "expired") throw error;
+			if (!/exp|perm/.test(error.kind)) throw error;
 		}
-		if (!answer) {
-			intent ||= `${now()}-${Math.random()}`;
-			answer = await ask(`profiles/${profile}/sessions`, { parameters });
-			intent = "";
-		}
-		if (!(answer.expires_in > 0)) throw new SessionError({});
+		answer ??= await ask(`profiles/${profile}/sessions`, { parameters });
+		const { session_token, expires_in } = answer;
+		if (!(expires_in > 1 && session_token) || session_token == refused) throw new SessionError({});
+		if (held != was) return;
+		calm = drifted;
 		hold(answer, began);
 		show();
 	}
@@ -137,8 +140,8 @@ export function createSessionClient(options) {
 		retryAt = Infinity;
 		failure = undefined;
 		try {
-			const locked = channel && navigator.locks?.request(name, lead);
-			await Promise.race([locked, sleep(SLACK)]).catch(() => {});
+			const signal = AbortSignal.timeout(SLACK);
+			if (channel) await navigator.locks?.request(name, { signal }, lead).catch(() => {});
 			await (led || lead());
 			failures = 0;
 			retryAt = now() + 1e3;
@@ -155,7 +158,7 @@ export function createSessionClient(options) {
 
 	function tick() {
 		if (state() == 1 && !held.warned++) tell("expiring", held);
-		const asked = waiting[0] || (held?.due < Infinity && !document.hidden);
+		const asked = waiting[0] || (held?.lead && !document.hidden);
 		if (asked && state() < 3 && now() >= retryAt) work();
 	}
 
@@ -164,9 +167,8 @@ export function createSessionClient(options) {
 		const stop = AbortSignal.any([signal, closed]);
 		const until = now() + TIMEOUT;
 		if (instead == held?.session_token) refused = instead;
-		hurry();
-		for (let waited; state() < 2; waited = true) {
-			stop.throwIfAborted();
+		for (let waited; stop.throwIfAborted(), state() < 2; waited = true) {
+			if (!waited) hurry();
 			if (failure) {
 				if (state()) break;
 				if (failure.details.status < 429 ? waited : retryAt > until) throw failure;
@@ -175,7 +177,7 @@ export function createSessionClient(options) {
 			await news();
 			stop.onabort = null;
 		}
-		if (held.reuse == "single_use") refused = held.session_token;
+		if (single()) refused = held.session_token;
 		return held;
 	}
 
@@ -198,12 +200,15 @@ export function createSessionClient(options) {
 		addEventListener(type, hurry, { signal: closed });
 	}
 	channel?.addEventListener("message", ({ data }) => {
-		const age = Math.abs(Date.now() - data.at);
-		if (data == "end") close(), tell("error", new SessionError({ status: 410 }));
-		else if (data == "ask") show();
-		else if (!(data.issued_at <= held?.issued_at)) hold(data, now() - age, age);
+		const age = Math.abs(Date.now() - data?.at);
+		if (data == "end") close(), tell("end");
+		if (data == "ask") show();
+		if (data?.issued_at > (held?.issued_at ?? "")) {
+			if (age > SLACK) calm = NaN;
+			hold(data, now() - age);
+		}
 	});
-	const client = Object.assign(new EventTarget(), {
+	return Object.assign(client, {
 		session,
 		token,
 		output,
@@ -211,18 +216,16 @@ export function createSessionClient(options) {
 			ask("sessions/actions/" + action, { handle: held?.handle, data, ...more }),
 		close,
 		async end() {
-			channel?.postMessage("end");
-			close();
 			const handle = held?.handle;
+			held = undefined;
+			if (!closed.aborted) channel?.postMessage("end");
+			close();
 			if (handle) await ask("sessions/end", { handle }, AbortSignal.timeout(TIMEOUT));
 		},
 		async *[Symbol.asyncIterator]() {
-			for (let last; ; last = held) {
-				while (held == last) {
-					if (closed.aborted) return;
-					await news();
-				}
-				yield held;
+			for (let last; !closed.aborted; ) {
+				if (held == last || !state()) await news();
+				else yield (last = held);
 			}
 		},
 		async fetchSessionId() {
@@ -232,7 +235,6 @@ export function createSessionClient(options) {
 		fetchClientSecret: () => token(),
 		paymentSession: () => output(),
 		authCallback: (_, done) => token().then((found) => done(null, found), done),
-		tokenWillExpire: (device) => token().then((found) => device.updateToken(found)),
+		tokenWillExpire: (device) => token().then((found) => device.updateToken(found), () => {}),
 	});
-	return client;
 }

@@ -24,7 +24,7 @@ async function uses(): Promise<void> {
   const again: string = await client.token({ instead: token });
   const left: number = session.expires_in;
   const due: number = session.rotate_in;
-  const handle: string | undefined = session.handle;
+  const handle: string = session.handle;
   const output: { key: string } = await client.output({ instead: again });
   const same: { key: string } = session.output;
   const done: { status: string } | undefined = await client.act("authenticate", { a: 1 });
@@ -92,5 +92,3 @@ client.act();
 client.session({ instead: 7 });
 // @ts-expect-error: a token is not there at once
 client.token().length;
-// @ts-expect-error: nobody writes into a session
-client.session().then((session) => (session.session_token = "mine"));
