@@ -7,7 +7,7 @@ export type Session = {
 };
 export declare class SessionError extends Error {
     details: any;
-    problem: string | undefined;
+    problem: any;
     /** @type {"auth" | "permission" | "expired" | "network" | "server"} */
     kind: "auth" | "permission" | "expired" | "network" | "server";
     constructor(details: any, cause: any);
@@ -27,8 +27,8 @@ export declare function createSessionClient(options: {
     fetch?: typeof fetch;
 }): EventTarget & {
     session: ({ instead, signal }?: {
-        instead?: string;
-        signal?: AbortSignal;
+        instead?: string | undefined;
+        signal?: AbortSignal | undefined;
     }) => Promise<Session>;
     token: (...wish: any[]) => Promise<string>;
     output: (...wish: any[]) => Promise<any>;

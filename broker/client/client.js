@@ -14,7 +14,7 @@ export class SessionError extends Error {
 		super(details.detail, { cause });
 		this.name = "SessionError";
 		this.details = details;
-		this.problem = `${details.type ?? ""}`.split(":").pop();
+		this.problem = details.type?.split(":").pop();
 		const kinds = { 401: "auth", 403: "permission", 404: "permission", 410: "expired" };
 		/** @type {"auth" | "permission" | "expired" | "network" | "server"} */
 		this.kind = kinds[details.status] || (details.status ? "server" : "network");
@@ -49,15 +49,17 @@ export function createSessionClient(options) {
 
 	/** 0: unusable, 1: nearly over, 2: due, 3: fresh */
 	function state() {
-		const left = held ? held.until - now() - off() : 0;
+		const left = held?.until - now() - off();
 		if (!(left > 1e3) || off() > SLACK || held.session_token == refused) return 0;
 		return left < held.floor ? 1 : left < held.lead ? 2 : 3;
 	}
 
 	async function ask(path, body, signal = closed, renew = false) {
-		let response, answer;
+		let response, answer, at, then;
 		try {
 			const bearer = authorize && { Authorization: `Bearer ${await authorize({ renew })}` };
+			at = now();
+			then = drift();
 			response = await send(`${broker}/v1/${path}`, {
 				method: "POST",
 				headers: { "Content-Type": "application/json", "Idempotency-Key": intent, ...bearer },
@@ -72,7 +74,7 @@ export function createSessionClient(options) {
 			if (!response || response.ok) throw new SessionError({}, error);
 		}
 		signal.throwIfAborted();
-		if (response.ok) return answer;
+		if (response.ok) return [answer, at, then];
 		const { status, headers } = response;
 		if (status == 401 && authorize && !renew) return ask(path, body, signal, true);
 		throw new SessionError({ status, retry_after: headers.get("retry-after"), ...answer });
@@ -108,29 +110,30 @@ export function createSessionClient(options) {
 			channel.postMessage("ask");
 			await sleep(150);
 		}
-		const began = now();
-		const drifted = drift();
 		const was = held;
 		const { handle, lead } = was ?? {};
-		let answer;
-		intent ||= `${now()}-${Math.random()}`;
+		let found;
 		try {
-			if (handle && !(off() < SLACK)) {
-				const { expires_in } = await ask("sessions/check", { handle });
-				was.until = began + expires_in * 1e3;
-				calm = drifted;
+			while (lead && !(off() < SLACK)) {
+				const [{ expires_in }, at, then] = await ask("sessions/check", { handle });
+				if (held != was) return;
+				was.until = at + expires_in * 1e3;
+				calm = then;
 			}
 			if (state() > 2) return;
-			if (lead) answer = await ask("sessions/rotate", { handle });
+			if (lead) found = await ask("sessions/rotate", { handle });
 		} catch (error) {
 			if (!/exp|perm/.test(error.kind)) throw error;
 		}
-		answer ??= await ask(`profiles/${profile}/sessions`, { parameters });
+		if (held != was) return;
+		intent ||= `${now()}-${Math.random()}`;
+		found ??= await ask(`profiles/${profile}/sessions`, { parameters });
+		const [answer, at, then] = found;
+		if (held != was) return;
 		const { session_token, expires_in } = answer;
 		if (!(expires_in > 1 && session_token) || session_token == refused) throw new SessionError({});
-		if (held != was) return;
-		calm = drifted;
-		hold(answer, began);
+		calm = then;
+		hold(answer, at);
 		show();
 	}
 
@@ -149,7 +152,7 @@ export function createSessionClient(options) {
 			if (closed.aborted) return;
 			failure = error.details ? error : new SessionError({}, error);
 			if (failure.details.status < 429) intent = "";
-			const wait = Math.max(+failure.details.retry_after || 0, Math.min(60, 2 ** failures++));
+			const wait = Math.max(+failure.details.retry_after || 0, Math.min(30, 2 ** failures++));
 			retryAt = now() + wait * (1e3 + Math.random() * 500);
 			tell("error", failure);
 		}
@@ -162,8 +165,8 @@ export function createSessionClient(options) {
 		if (asked && state() < 3 && now() >= retryAt) work();
 	}
 
-	/** @param {{instead?: string, signal?: AbortSignal}} [wish] @returns {Promise<Session>} */
-	async function session({ instead, signal = closed } = {}) {
+	/** @returns {Promise<Session>} */
+	async function session({ instead = "", signal = closed } = {}) {
 		const stop = AbortSignal.any([signal, closed]);
 		const until = now() + TIMEOUT;
 		if (instead == held?.session_token) refused = instead;
@@ -212,8 +215,8 @@ export function createSessionClient(options) {
 		session,
 		token,
 		output,
-		act: (action, data = {}, more = {}) =>
-			ask("sessions/actions/" + action, { handle: held?.handle, data, ...more }),
+		act: async (action, data = {}, more = {}) =>
+			(await ask("sessions/actions/" + action, { handle: held?.handle, data, ...more }))[0],
 		close,
 		async end() {
 			const handle = held?.handle;
