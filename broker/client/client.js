@@ -14,7 +14,7 @@ export class SessionError extends Error {
 		super(details.detail, { cause });
 		this.name = "SessionError";
 		this.details = details;
-		this.problem = details.type?.split(":").pop();
+		this.problem = details.type?.split?.(":").pop();
 		const kinds = { 401: "auth", 403: "permission", 404: "permission", 410: "expired" };
 		/** @type {"auth" | "permission" | "expired" | "network" | "server"} */
 		this.kind = kinds[details.status] || (details.status ? "server" : "network");
@@ -27,18 +27,18 @@ export class SessionError extends Error {
  */
 export function createSessionClient(options) {
 	const { broker = "", profile, authorize, parameters, share, fetch: send = fetch } = options;
-	const name = JSON.stringify([broker, profile, share, parameters]);
+	const name = JSON.stringify([broker, profile, parameters, share]);
 	const channel = share ? new BroadcastChannel(name) : null;
 	const client = new EventTarget();
 	const closing = new AbortController();
 	const { signal: closed } = closing;
 	/** @type {any} */
 	let held, failure, refused;
+	let waiting = [];
 	let calm = drift();
 	let intent = "";
 	let failures = 0;
 	let retryAt = 0;
-	let waiting = [];
 
 	const timer = setInterval(tick, 1e3);
 	const off = () => Math.abs(drift() - calm);
@@ -49,8 +49,9 @@ export function createSessionClient(options) {
 
 	/** 0: unusable, 1: nearly over, 2: due, 3: fresh */
 	function state() {
+		if (off() > SLACK) calm = NaN;
 		const left = held?.until - now() - off();
-		if (!(left > 1e3) || off() > SLACK || held.session_token == refused) return 0;
+		if (!(left > 1500) || held.session_token == refused) return 0;
 		return left < held.floor ? 1 : left < held.lead ? 2 : 3;
 	}
 
@@ -76,7 +77,7 @@ export function createSessionClient(options) {
 		signal.throwIfAborted();
 		if (response.ok) return [answer, at, then];
 		const { status, headers } = response;
-		if (status == 401 && authorize && !renew) return ask(path, body, signal, true);
+		if (authorize && status == 401 && !renew) return ask(path, body, signal, true);
 		throw new SessionError({ status, retry_after: headers.get("retry-after"), ...answer });
 	}
 
@@ -151,7 +152,6 @@ export function createSessionClient(options) {
 		} catch (error) {
 			if (closed.aborted) return;
 			failure = error.details ? error : new SessionError({}, error);
-			if (failure.details.status < 429) intent = "";
 			const wait = Math.max(+failure.details.retry_after || 0, Math.min(30, 2 ** failures++));
 			retryAt = now() + wait * (1e3 + Math.random() * 500);
 			tell("error", failure);
@@ -171,10 +171,11 @@ export function createSessionClient(options) {
 		const until = now() + TIMEOUT;
 		if (instead == held?.session_token) refused = instead;
 		for (let waited; stop.throwIfAborted(), state() < 2; waited = true) {
-			if (!waited) hurry();
 			if (failure) {
+				const lasting = failure.details.status < 429;
 				if (state()) break;
-				if (failure.details.status < 429 ? waited : retryAt > until) throw failure;
+				if (lasting ? waited : retryAt > until) throw failure;
+				if (lasting) retryAt = Math.min(retryAt, now() + 1e3);
 			}
 			stop.onabort = wake;
 			await news();
@@ -223,7 +224,7 @@ export function createSessionClient(options) {
 			held = undefined;
 			if (!closed.aborted) channel?.postMessage("end");
 			close();
-			if (handle) await ask("sessions/end", { handle }, AbortSignal.timeout(TIMEOUT));
+			if (handle) await ask("sessions/end", { handle }, AbortSignal.any([]));
 		},
 		async *[Symbol.asyncIterator]() {
 			for (let last; !closed.aborted; ) {
