@@ -74,7 +74,7 @@ def hidden(page: Page) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(page: Page) -> Iterator[None]:
-    """Hidden, and frozen as Chromium does to save power: no timer, no message, no answer arrives.
+    """Hidden, and frozen as Chromium does to save power: no timer runs, no answer arrives.
     `freeze` and `resume` are dispatched. Such a page can still be asked by `evaluate`."""
     with hidden(page), cdp(page) as session:
         session.send("Page.setWebLifecycleState", {"state": "frozen"})

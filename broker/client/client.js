@@ -4,7 +4,7 @@
  * rotate_in: number}} Session
  */
 const TIMEOUT = 1e4;
-const SLACK = 2e3;
+const SLACK = 1500;
 const now = () => performance.now();
 const drift = () => Date.now() - now();
 const sleep = (ms) => new Promise((go) => setTimeout(go, ms));
@@ -51,7 +51,7 @@ export function createSessionClient(options) {
 	function state() {
 		if (off() > SLACK) calm = NaN;
 		const left = held?.until - now() - off();
-		if (!(left > 1500) || held.session_token == refused) return 0;
+		if (!(left > SLACK) || held.session_token == refused) return 0;
 		return left < held.floor ? 1 : left < held.lead ? 2 : 3;
 	}
 
@@ -154,6 +154,7 @@ export function createSessionClient(options) {
 			failure = error.details ? error : new SessionError({}, error);
 			const wait = Math.max(+failure.details.retry_after || 0, Math.min(30, 2 ** failures++));
 			retryAt = now() + wait * (1e3 + Math.random() * 500);
+			if (failure.details.status < 429) intent = "";
 			tell("error", failure);
 		}
 		wake();
