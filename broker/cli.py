@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gzip
 import html
 import io
 import json
@@ -130,9 +129,8 @@ def client(broker: str) -> None:
     """Say where the module for browsers is, how large, and how a page loads just this version."""
     path = "/v1/client.js"
     module = client_files()[path]
-    size, packed = len(module.body), len(gzip.compress(module.body, mtime=0))
-    click.echo(f"{CLIENT / 'client.js'}")
-    click.echo(f"{size} bytes, {packed} with gzip")
+    click.echo(CLIENT / "client.js")
+    click.echo(f"{len(module.body)} bytes, {len(module.packed)} with gzip")
     click.echo(module.integrity)
     source = html.escape(broker.rstrip("/") + path)
     click.echo(

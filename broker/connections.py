@@ -18,6 +18,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MOST_HEAD = 65536
 """Bytes of request line and header fields: a JWT and a cookie of 16 KiB each, and as much again."""
 MOST_FIELDS = 100
+MOST_PIPELINED = 64
+"""Requests that wait behind another of their connection: each is kept, and nobody's limit counts
+them."""
 REQUEST_SECONDS = 10.0
 """From the connection, or the first byte of a later request, to a request's last byte."""
 _SPARE_DESCRIPTORS = 64
@@ -124,6 +127,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._oversized = True
+            raise _Unwelcome
         self._between, self._in_head, self._began = False, True, True
         self._bytes = self._head_bytes = self._fields = 0
 

@@ -32,6 +32,8 @@ KINDS = {
     ".ts": b"text/plain; charset=utf-8",
 }
 """Content types by suffix. What has another suffix is not served."""
+_LONGEST = 1024
+"""Bytes of a field that are looked into: nobody here is known, and to look costs time."""
 _PACKED = re.compile(
     rb"(?:^|[\s,])gzip(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))(?=[\s;,]|$)", re.IGNORECASE
 )
@@ -47,33 +49,36 @@ class Static:
         self.body = body
         self.packed = gzip.compress(body, 9, mtime=0)
         self.integrity = "sha384-" + base64.b64encode(hashlib.sha384(body).digest()).decode()
-        self.etag, self.packed_etag = _tag(body), _tag(self.packed)
-        shared = (*headers, (b"vary", b"accept-encoding"))
-        whole = [(b"content-type", KINDS[suffix]), *shared, (b"etag", self.etag)]
-        packed = [*whole[:-1], (b"content-encoding", b"gzip"), (b"etag", self.packed_etag)]
-        self._plain = Reply(200, body, whole), Reply(304, headers=whole[1:])
-        self._gzip = (
-            Reply(200, self.packed, packed),
-            Reply(304, headers=[*shared, (b"etag", self.packed_etag)]),
-        )
+        shared = [*headers, (b"vary", b"accept-encoding")]
+        kind = (b"content-type", KINDS[suffix])
+        self.plain = _Form(body, [kind], shared)
+        self.gzip = _Form(self.packed, [kind, (b"content-encoding", b"gzip")], shared)
 
     async def answer(self, scope: Scope, _receive: Receive, _record: Record) -> Reply:
         """For GET and HEAD (RFC 9110 §12.5.3, §13.1.2). The replies are shared: nobody changes
         them."""
         fields = scope["fields"]
-        wants = _PACKED.search(fields.get(b"accept-encoding", b""))
-        whole, unchanged = self._gzip if wants else self._plain
+        wants = _PACKED.search(fields.get(b"accept-encoding", b"")[:_LONGEST])
+        form = self.gzip if wants else self.plain
         held: bytes | None = fields.get(b"if-none-match")
-        return unchanged if held is not None and self.is_named(held) else whole
-
-    def is_named(self, tags: bytes) -> bool:
-        """Is this the version of an If-None-Match, which compares weakly? Packed or not, it is."""
-        named = _TAG.findall(tags)
-        return tags.strip() == b"*" or self.etag in named or self.packed_etag in named
+        return form.unchanged if held is not None and names(held, form.etag) else form.whole
 
 
-def _tag(body: bytes) -> bytes:
-    return b'"' + base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:18]) + b'"'
+class _Form:
+    """A representation (RFC 9110 §3.2): its tag, itself, and that it is the same."""
+
+    def __init__(self, body: bytes, own: list[Header], shared: list[Header]) -> None:
+        """own: headers of the whole only."""
+        digest = base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:18])
+        self.etag = b'"' + digest + b'"'
+        same = [(b"etag", self.etag), *shared]
+        self.whole = Reply(200, body, [*own, *same])
+        self.unchanged = Reply(304, headers=same)
+
+
+def names(tags: bytes, etag: bytes) -> bool:
+    """Does an If-None-Match, which compares weakly, name this version?"""
+    return tags.strip() == b"*" or etag in _TAG.findall(tags[:_LONGEST])
 
 
 def client_files() -> Mapping[str, Static]:

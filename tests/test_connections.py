@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker import connections
-from broker.connections import MOST_FIELDS, MOST_HEAD, bounded, most_connections
+from broker.connections import MOST_FIELDS, MOST_HEAD, MOST_PIPELINED, bounded, most_connections
 from broker.file import Listener
 from broker.serving import Listening, bind
 
@@ -108,6 +108,22 @@ def test_a_head_that_is_too_large_is_refused(head: bytes) -> None:
             if answer:  # a reset may overtake it while we still send
                 assert answer.startswith(b"HTTP/1.1 431 ")
                 assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == 431
+
+    run(story())
+
+
+def test_requests_in_a_row_are_bounded() -> None:
+    """What waits behind a request of its connection is held in memory: 64 of them, and no more."""
+
+    async def story() -> None:
+        async with served() as told:
+            answer = await told.say(
+                (GET + b"\r\n") * MOST_PIPELINED + GET + b"connection: close\r\n\r\n"
+            )
+            assert answer.count(b"HTTP/1.1 200 OK") == MOST_PIPELINED + 1
+            assert told.refused == []
+            await told.say((GET + b"\r\n") * 5000)
+            assert told.refused == ["oversized"]
 
     run(story())
 

@@ -320,6 +320,21 @@ def test_somebody_who_is_not_known_cannot_be_chosen() -> None:
     run(scene)
 
 
+@pytest.mark.parametrize(
+    ("site", "status"), [("cross-site", 400), ("same-site", 400), ("same-origin", 303)]
+)
+def test_no_other_page_logs_somebody_in(site: str, status: int) -> None:
+    """Login CSRF: a form of another page that chooses a person is refused and sets no cookie."""
+
+    async def scene(w: World) -> None:
+        w.http.headers["sec-fetch-site"] = site
+        answer = await choose(w, "bob")
+        assert answer.status_code == status
+        assert ("set-cookie" in answer.headers) is (status == 303)
+
+    run(scene)
+
+
 def test_a_login_is_remembered_until_it_is_forgotten() -> None:
     """After one choice `prompt=none` gives a code, `prompt=login` asks again, logout forgets."""
 

@@ -238,6 +238,13 @@ class Shop:
         self.told: list[str] = []
         self.seconds = 900.0
         self.answer: Callable[[], Awaitable[dict[str, Any]]] = self.session
+        self.under_way = 0
+        page.on("request", lambda _: self.count(1))
+        page.on("requestfinished", lambda _: self.count(-1))
+        page.on("requestfailed", lambda _: self.count(-1))
+
+    def count(self, more: int) -> None:
+        self.under_way += more
 
     async def session(self) -> dict[str, Any]:
         now = await self.page.evaluate("Date.now()")
@@ -245,7 +252,11 @@ class Shop:
 
     async def ask(self) -> dict[str, Any]:
         self.asked += 1
-        return await self.answer()
+        self.count(1)
+        try:
+            return await self.answer()
+        finally:
+            self.count(-1)
 
     def hear(self, token: str) -> None:
         self.refused.append(token)
@@ -257,10 +268,13 @@ class Shop:
         return str(await self.page.get_by_role("status").inner_text())
 
     async def pass_(self, seconds: float) -> None:
-        """Lets the page's time pass, one pause of the component after another."""
+        """Lets the page's time pass, one pause of the component after another, each when what the
+        one before it asked for is there: its patience is counted in the same time."""
         for _ in range(round(seconds / 3)):
             await self.page.clock.run_for(3_000)
             await asyncio.sleep(0.05)
+            while self.under_way:
+                await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

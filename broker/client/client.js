@@ -67,6 +67,7 @@ export function createSessionClient(options) {
 				body: JSON.stringify(body),
 				credentials: authorize ? "omit" : "include",
 				keepalive: true,
+				redirect: "error",
 				signal: AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT)]),
 			});
 			answer = { ...JSON.parse((await response.text()) || null) };
@@ -78,7 +79,7 @@ export function createSessionClient(options) {
 		if (response.ok) return [answer, at, then];
 		const { status, headers } = response;
 		if (authorize && status == 401 && !renew) return ask(path, body, signal, true);
-		throw new SessionError({ status, retry_after: headers.get("retry-after"), ...answer });
+		throw new SessionError({ retry_after: headers.get("retry-after"), ...answer, status });
 	}
 
 	function hold(answer, at) {
@@ -87,8 +88,8 @@ export function createSessionClient(options) {
 		held = {
 			...answer,
 			until: at + expires_in * 1e3,
-			lead: (expires_in - rotate_in) * 1e3,
-			floor: Math.min(3e4, expires_in * 100),
+			lead: Math.min(expires_in - rotate_in, expires_in / 1.1) * 1e3,
+			floor: Math.min(30, expires_in / 10) * 1e3,
 			warned: 0,
 			get expires_in() {
 				return (this.until - now()) / 1e3;
@@ -152,9 +153,10 @@ export function createSessionClient(options) {
 		} catch (error) {
 			if (closed.aborted) return;
 			failure = error.details ? error : new SessionError({}, error);
-			const wait = Math.max(+failure.details.retry_after || 0, Math.min(30, 2 ** failures++));
+			const { status, retry_after } = failure.details;
+			const wait = Math.min(300, Math.max(+retry_after || 0, Math.min(30, 2 ** failures++)));
 			retryAt = now() + wait * (1e3 + Math.random() * 500);
-			if (failure.details.status < 429) intent = "";
+			if (status < 429) intent = "";
 			tell("error", failure);
 		}
 		wake();
@@ -162,8 +164,7 @@ export function createSessionClient(options) {
 
 	function tick() {
 		if (state() == 1 && !held.warned++) tell("expiring", held);
-		const asked = waiting[0] || (held?.lead && !document.hidden);
-		if (asked && state() < 3 && now() >= retryAt) work();
+		if (state() < 3 && now() >= retryAt && (waiting[0] || (held?.lead && !document.hidden))) work();
 	}
 
 	/** @returns {Promise<Session>} */
@@ -173,10 +174,8 @@ export function createSessionClient(options) {
 		if (instead == held?.session_token) refused = instead;
 		for (let waited; stop.throwIfAborted(), state() < 2; waited = true) {
 			if (failure) {
-				const lasting = failure.details.status < 429;
 				if (state()) break;
-				if (lasting ? waited : retryAt > until) throw failure;
-				if (lasting) retryAt = Math.min(retryAt, now() + 1e3);
+				if (retryAt > until || (waited && failure.details.status < 429)) throw failure;
 			}
 			stop.onabort = wake;
 			await news();
@@ -222,10 +221,10 @@ export function createSessionClient(options) {
 		close,
 		async end() {
 			const handle = held?.handle;
-			held = undefined;
 			if (!closed.aborted) channel?.postMessage("end");
 			close();
 			if (handle) await ask("sessions/end", { handle }, AbortSignal.any([]));
+			held = undefined;
 		},
 		async *[Symbol.asyncIterator]() {
 			for (let last; !closed.aborted; ) {

@@ -101,6 +101,10 @@ class Login:
 
     def _chosen(self, call: Call, query: Mapping[str, str]) -> Reply:
         user = call.form().get("user", "")
+        # Else any page could log somebody in as it pleases (login CSRF). Not told by Origin, which
+        # is "null" here, as the page sends no referrer.
+        if call.header(b"sec-fetch-site") not in (None, "same-origin"):
+            raise _misled("Only this page logs people in.")
         if user not in self._people:
             raise _misled("There is no such person.")
         cookie = self._logins.mint(int(self._clock.now()) + _COOKIE_SECONDS, user)

@@ -149,14 +149,14 @@ export async function authenticate({ client, views, returnUrl, tell, signal: out
   /** Waits where waiting may help, and throws the error where it will not. */
   async function hindered(error, failures, until) {
     until.throwIfAborted();
-    const { status, retry_after: asked = 0 } = error.details ?? {};
+    const { status, retry_after: asked } = error.details ?? {};
     const busy = status === 429 || status >= 500;
     if (error.kind !== "network" && !(busy && failures < FAILURES)) {
       throw error;
     }
     tell("hindered", { error });
     const longest = Math.min(WAITS.first * 2 ** failures, WAITS.longest);
-    const wait = Math.max(asked * 1000, longest * (0.5 + Math.random() / 2));
+    const wait = Math.max(asked * 1000 || 0, longest * (0.5 + Math.random() / 2));
     await pause(wait, until, "online");
   }
 }

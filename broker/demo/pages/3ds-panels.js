@@ -157,7 +157,8 @@ const ERRORS = {
 
 /** Shows how it ended; gives it as `{tone, title, words, brokeOff}`. */
 export function showResult({ state, error, took }) {
-  const [tone, title, words] = error ? ended(error) : STATUSES[state.status];
+  const known = error ? ended(error) : STATUSES[state.status];
+  const [tone, title, words] = known ?? ["warn", state.status, "A status that this page does not know."];
   const tag = byId("result-status");
   tag.className = `tag ${tone}`;
   tag.textContent = title;

@@ -22,7 +22,10 @@ const steps = new Steps();
 const views = createViews(byId("issuer"), sandbox);
 let current = null; // the authentication under way: {client, controller, id}
 
-const user = await signIn(sandbox);
+const user = await signIn(sandbox).catch((error) => {
+  byId("starting").textContent = "The sandbox does not answer. Load this page again once it runs.";
+  throw error;
+});
 byId("starting").hidden = true;
 byId("sign-in").addEventListener("click", () => redirectToLogin(sandbox));
 if (user === null) {

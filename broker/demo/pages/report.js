@@ -78,7 +78,8 @@ function open(user) {
 
   byId("name").textContent = user.name;
   byId("who").hidden = false;
-  byId("sign-out").addEventListener("click", async () => {
+  byId("sign-out").addEventListener("click", async (event) => {
+    event.currentTarget.disabled = true;
     const last = client;
     client = null;
     await last.end().catch(() => {}); // the broker may be away; the login is to end all the same

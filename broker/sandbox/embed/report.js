@@ -261,7 +261,7 @@ async function read({ sessionToken }, signal) {
       signal: AbortSignal.any([signal, AbortSignal.timeout(PATIENCE_MS)]),
     });
     const body = await response.json();
-    const good = response.ok && Array.isArray(body?.rows);
+    const good = response.ok && Array.isArray(body?.rows) && body.rows.every((row) => row?.at);
     return { status: response.status, report: good ? body : undefined };
   } catch {
     // Offline, too slow, no JSON, or aborted: nothing was read.
