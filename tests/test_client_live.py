@@ -260,7 +260,7 @@ def test_a_machine_that_slept_gives_no_expired_token(opened: Open, demo: Demo) -
 
 def test_a_tab_that_was_offline_recovers_soon(opened: Open, demo: Demo) -> None:
     """The old token is given while there is no network; two seconds or so after there is, the next."""
-    page = opened(answer={"expires_in": 50, "rotate_in": 5}, expected=["ERR_INTERNET_DISCONNECTED"])
+    page = opened(answer={"expires_in": 20, "rotate_in": 2}, expected=["ERR_INTERNET_DISCONNECTED"])
     page.evaluate("() => client.session()")
     with tabs.offline(page.context):
         wait(page, "events.some(([type]) => type === 'error')", 12)
