@@ -64,6 +64,7 @@ demo: $(VENV)/.run ## run broker, sandbox and identity provider; DEMO="--port 81
 
 # What drives a browser waits more than it works, and so runs beside the rest: alone it would be half of
 # the time. The chaos rows need the machine for themselves. With ARGS there is one run, of what they say.
+# Ctrl-C (2 is pytest's word for it) ends them all; without the trap it would not reach what is behind "&".
 BROWSER := $(wildcard tests/test_client*.py tests/test_demo_*.py tests/test_browsing.py tests/test_sandbox_report.py)
 CHAOS := tests/test_chaos.py
 PYTEST := $(BIN)/python -m pytest
@@ -72,9 +73,9 @@ test: $(VENV)/.dev system typescript ## run all tests; ARGS="tests/test_x.py -q"
 ifdef ARGS
 	@$(PYTEST) $(ARGS)
 else
-	@$(PYTEST) $(CHAOS); chaos=$$?; \
+	@$(PYTEST) $(CHAOS); chaos=$$?; test $$chaos != 2 || exit 2; \
 	log=$$(mktemp); trap 'rm -f $$log' EXIT; \
-	$(PYTEST) -p no:cacheprovider $(BROWSER) >$$log 2>&1 </dev/null & browser=$$!; \
+	(trap - INT; exec $(PYTEST) -p no:cacheprovider $(BROWSER)) >$$log 2>&1 </dev/null & browser=$$!; \
 	$(PYTEST) $(addprefix --ignore=,$(CHAOS) $(BROWSER)); rest=$$?; \
 	wait $$browser; browser=$$?; echo "At the same time, in Chromium:"; cat $$log; \
 	exit $$((chaos | browser | rest))

@@ -36,6 +36,7 @@ from broker.shapes import ActBody, HandleBody, MintBody
 from broker.static import Static
 from broker.wire import (
     NO_STORE,
+    B,
     Reply,
     is_json,
     json_reply,
@@ -136,8 +137,8 @@ class Api:
         if name in self._profiles:
             record.profile = name
         caller = await self._caller(scope, record)
+        body = await self._body(scope, receive, MintBody)
         fields = scope["fields"]
-        body = parse_body(fields, await read_body(fields, receive, self._max_body), MintBody)
         key = text(fields.get(b"idempotency-key"))
         if b"idempotency-key" in fields and not (0 < len(key) <= 255 and key.isprintable()):
             raise MalformedRequest("An Idempotency-Key has 1 to 255 printable characters.")
@@ -153,25 +154,22 @@ class Api:
 
     async def rotate(self, scope: Scope, receive: Receive, record: Record) -> Reply:
         caller = await self._caller(scope, record)
-        fields = scope["fields"]
-        body = parse_body(fields, await read_body(fields, receive, self._max_body), HandleBody)
+        body = await self._body(scope, receive, HandleBody)
         served = await self._chains.rotate(
-            body.handle, caller, self._facts(scope, record), min_fresh=min_fresh_of(fields)
+            body.handle, caller, self._facts(scope, record), min_fresh=min_fresh_of(scope["fields"])
         )
         return self._session(served, record)
 
     async def check(self, scope: Scope, receive: Receive, record: Record) -> Reply:
         caller = await self._caller(scope, record)
-        fields = scope["fields"]
-        body = parse_body(fields, await read_body(fields, receive, self._max_body), HandleBody)
+        body = await self._body(scope, receive, HandleBody)
         handle, left = await self._chains.check(body.handle, caller, self._facts(scope, record))
         record.profile, record.chain = handle.profile, handle.chain
         return json_reply(200, {"expires_in": int(left)}, NO_STORE)
 
     async def end(self, scope: Scope, receive: Receive, record: Record) -> Reply:
         caller = await self._caller(scope, record)
-        fields = scope["fields"]
-        body = parse_body(fields, await read_body(fields, receive, self._max_body), HandleBody)
+        body = await self._body(scope, receive, HandleBody)
         record.profile, record.chain = await self._chains.end(
             body.handle, caller, self._facts(scope, record)
         )
@@ -179,8 +177,7 @@ class Api:
 
     async def act(self, scope: Scope, receive: Receive, record: Record) -> Reply:
         caller = await self._caller(scope, record)
-        fields = scope["fields"]
-        body = parse_body(fields, await read_body(fields, receive, self._max_body), ActBody)
+        body = await self._body(scope, receive, ActBody)
         action: str = scope["path_params"]["action"]
         handle, status, answer = await self._chains.act(
             action,
@@ -234,6 +231,10 @@ class Api:
     async def openapi(self, _scope: Scope, _receive: Receive, _record: Record) -> Reply:
         headers = [(b"content-type", b"application/json"), (b"cache-control", b"max-age=300")]
         return Reply(200, self._document, headers)
+
+    async def _body(self, scope: Scope, receive: Receive, model: type[B]) -> B:
+        fields = scope["fields"]
+        return parse_body(fields, await read_body(fields, receive, self._max_body), model)
 
     async def _caller(self, scope: Scope, record: Record) -> Caller:
         fields = scope["fields"]

@@ -1,4 +1,4 @@
-"""What is served as it is: the module for browsers, the broker's clock, and the pages of the demo."""
+"""What is served as it is: the module for browsers, and the pages of the demo."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
  * Nothing that the issuer's frame says is believed: it only hastens the next reading of the status.
  */
 
-import { base64url, pause, unless } from "/demo/3ds-tools.js";
+import { base64url, pause, unless } from "/demo/tools.js";
 
 const WAITS = { first: 1000, longest: 5000, factor: 1.5 }; // between two readings, in ms
 const METHOD_LIMIT = 10_000; // EMV 3-D Secure gives the issuer's 3DS method ten seconds, in ms
@@ -77,7 +77,7 @@ export async function authenticate({ client, views, returnUrl, tell, signal: out
       threeDSServerTransID: state.transaction_id,
       threeDSMethodNotificationURL: returnUrl,
     };
-    const form = { threeDSMethodData: base64url(JSON.stringify(data)) };
+    const form = { threeDSMethodData: base64url(new TextEncoder().encode(JSON.stringify(data))) };
     const url = state._links.three_ds_method_url.href;
     const seen = await views.fingerprint(url, form, METHOD_LIMIT, signal);
     tell("fingerprinted", { seen });

@@ -83,10 +83,7 @@ export function createViews(dialog, shop) {
   function open(kind, content) {
     const over = new AbortController();
     const cancelled = new AbortController();
-    let arrive;
-    const returned = new Promise((resolve) => {
-      arrive = resolve;
-    });
+    const { promise: returned, resolve: arrive } = Promise.withResolvers();
 
     function cancel() {
       dialog.close(); // at once, whatever the network does

@@ -9,6 +9,8 @@
  * more than `bearer()` and `renew()`.
  */
 
+import { base64url } from "/demo/tools.js";
+
 const CLIENT = "demo";
 const UNDER_WAY = "demo-login";
 
@@ -172,9 +174,4 @@ function claimsOf(jwt) {
   const payload = jwt.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
   const bytes = Uint8Array.from(atob(payload), (character) => character.charCodeAt(0));
   return JSON.parse(new TextDecoder().decode(bytes));
-}
-
-function base64url(bytes) {
-  const text = btoa(String.fromCharCode(...bytes));
-  return text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }

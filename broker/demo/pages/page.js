@@ -34,7 +34,7 @@ export function byId(id) {
 
 // Taken before anything can shift it: what is written down here is the true time of day, also
 // while the page's `Date` is a wrong one.
-const TrueDate = Date;
+export const TrueDate = Date;
 const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 
 /** For people: now, or that moment of performance.now(), by the clock that nobody can set. */

@@ -5,15 +5,14 @@
  * the client's `fetch` is led through `around`, and the page's `Date` is replaced.
  */
 
-import { byId, element } from "/demo/page.js";
+import { TrueDate, byId, element } from "/demo/page.js";
+import { unless } from "/demo/tools.js";
 
 const HOUR = 3_600_000;
 const UPSTREAM_SKEW = 600; // seconds: ten sessions of a minute
 const SEEN = 2_000; // milliseconds: so long a session is over before its successor may come
 const MINTS = ["nmi.session", "nmi-minute.session"]; // as the sandbox calls them
 const CHAIN = /\/(sessions|sessions\/rotate)$/; // what mints or rotates, and nothing else
-
-const TrueDate = Date;
 
 export class Breaks {
   #sandbox;
@@ -39,7 +38,7 @@ export class Breaks {
         throw new TypeError("Failed to fetch"); // in a browser's own words
       }
       if (this.#held && CHAIN.test(new URL(url, location).pathname)) {
-        await either(this.#held.over, options.signal);
+        await unless(options.signal, this.#held.over); // as `fetch` does, where it comes first
       }
       return fetch(url, options);
     };
@@ -171,7 +170,7 @@ export class Breaks {
     this.#held?.end();
     this.#held = null;
     if (on) {
-      const [over, end] = promised();
+      const { promise: over, resolve: end } = Promise.withResolvers();
       this.#held = { over, end };
       this.#endHoldAfter(this.#session);
     }
@@ -220,20 +219,4 @@ function shifted(milliseconds) {
     construct: (date, parts) => new date(...(parts.length > 0 ? parts : [now()])),
     get: (date, name) => (name === "now" ? now : date[name]),
   });
-}
-
-function promised() {
-  let end;
-  const promise = new Promise((resolve) => {
-    end = resolve;
-  });
-  return [promise, end];
-}
-
-/** Until the promise is settled; rejects as `fetch` does when the signal comes first. */
-function either(promise, signal) {
-  const aborted = new Promise((_, reject) => {
-    signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
-  });
-  return Promise.race([promise, aborted]);
 }

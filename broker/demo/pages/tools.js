@@ -1,9 +1,9 @@
-/** Three small things that the flow needs and the language lacks. */
+/** Three small things that sign-in and payment need and the language lacks. */
 
-/** Text as EMV 3-D Secure carries it in a form field: base64url without padding. */
-export function base64url(text) {
-  const bytes = String.fromCharCode(...new TextEncoder().encode(text));
-  return btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+/** Base64url without padding, as PKCE (RFC 7636) and EMV 3-D Secure want it. */
+export function base64url(bytes) {
+  const text = btoa(String.fromCharCode(...bytes));
+  return text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
 /**
