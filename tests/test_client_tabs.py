@@ -268,7 +268,9 @@ def test_a_leader_asleep_costs_others_less_than_two_seconds(
     context: Contexts, world: World, asleep: Any, rotations: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its rotation under way, its lock held: the others have the successor within two seconds, and
-    so the next one. Awake it has the newest, whatever its own request brings; no mint is in vain."""
+    the next one, refused at once, within two more (the pause of a second after an attempt, and up to
+    one until the client looks again). Awake it has the newest, whatever its own request brings; no
+    mint is in vain."""
     leader, *others = opened(context(), world, 3)
     token = ask(leader)["token"]
     leading(world, leader, token)
@@ -298,7 +300,7 @@ def test_a_leader_asleep_costs_others_less_than_two_seconds(
         f"leader {asleep.__name__}: the others waited {', '.join(map('{:.3f} s'.format, times))}",
     )
     assert times.pop(0) < 2
-    assert all(waited < 3 for waited in times)  # and a second from the attempt before
+    assert all(waited < 4 for waited in times)
 
 
 @pytest.mark.parametrize("going", ["close", "navigate"])
