@@ -30,6 +30,9 @@ _PROFILES = "/v1/profiles/"
 _SESSIONS = "/v1/sessions/"
 _ACCESS_TOKENS = "/v1/access-tokens/"
 _CALLBACKS = "/v1/callbacks/"
+_WORK = (_PROFILES, _SESSIONS, _ACCESS_TOKENS, _CALLBACKS)
+"""What can be shed. All else is answered from memory, for less than a refusal costs, and a browser
+that was once refused a module does not ask for it again until the page is loaded anew."""
 _ALLOWED_HEADERS = b"authorization, cache-control, content-type, idempotency-key, x-request-id"
 _EXPOSED_HEADERS = b"cache-status, ratelimit, ratelimit-policy, retry-after, x-request-id"
 
@@ -141,7 +144,8 @@ class Gate:
                 raise fault
             scope["peer"] = record.peer = self._peer(scope, headers)
             preflight = self._origin(scope, headers, record, extra)
-            if self._load.in_flight > self._load.max_in_flight:
+            full = self._load.in_flight > self._load.max_in_flight
+            if full and scope["path"].startswith(_WORK):
                 self._metrics.shed.inc()
                 raise Overloaded("Too many requests are being worked on.", retry_after=1.0)
             return preflight

@@ -301,7 +301,8 @@ async def test_a_defect_says_nothing(told: Broker) -> None:
 
 
 def test_load_is_shed() -> None:
-    """Over `max_in_flight` requests get 503 at once, with Retry-After and CORS headers."""
+    """Over `max_in_flight` requests get 503 at once, with Retry-After and CORS headers; but not the
+    browser's module, which no page would ask for again."""
 
     async def story() -> None:
         async with broker("server: {max_in_flight: 2}\n" + CONFIG) as told:
@@ -314,6 +315,7 @@ def test_load_is_shed() -> None:
             assert (answer.status_code, problem(answer)) == (503, "overloaded")
             assert answer.headers["retry-after"] == "1"
             assert answer.headers["access-control-allow-origin"] == ORIGIN
+            assert (await told.client.get("/v1/client.js")).status_code == 200
             gate.set()
             assert [(await task).status_code for task in waiting] == [201, 201]
             assert (await told.mint()).status_code == 201

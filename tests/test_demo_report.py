@@ -74,6 +74,13 @@ def test_a_reload_signs_in_without_asking(page: Page) -> None:
     assert "code=" not in page.url
 
 
+def test_as_localhost_it_is_the_same_demo(page: Page, demo: Demo) -> None:
+    """The page goes where the identity provider's cookie is not a third party's, and signs in."""
+    page.goto(demo.public.replace("127.0.0.1", "localhost"))
+    expect(report(page)).to_have_attribute("data-state", "live", timeout=SOON)
+    assert page.url.startswith(f"{demo.public}/?")
+
+
 def test_signing_out_ends_the_session_and_the_login(page: Page, demo: Demo) -> None:
     """The chain is ended at the broker, and a reload asks who one is."""
     with page.expect_response("**/v1/sessions/end") as ended:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -119,6 +120,10 @@ class Judge:
         none: frozenset[str] = frozenset()
         more = _OF_THE_DEAD if target in self.excused else none
         return self._allowed.get(kind, none) | self._allowed.get("every", none) | more
+
+    def skewing(self) -> None:
+        """The upstream's clock is about to be set: nothing is said of lives until it was."""
+        self.skewed_at = math.inf
 
     def skewed(self, seconds: float) -> None:
         self.skew, self.skewed_at = seconds, time.monotonic()

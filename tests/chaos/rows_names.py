@@ -87,6 +87,7 @@ async def _upstream_clock(stage: Stage) -> None:
     async with stage.under_load():
         with stage.judge.allowing(unknown={"access"}):
             for step in (3600, -3600, 0):
+                stage.judge.skewing()
                 await stage.order("clock", {"skew_seconds": step})
                 stage.judge.skewed(step)
                 await stage.hold(8, 1.5)

@@ -37,6 +37,12 @@ export class LoginOver extends Error {
  * @returns {Promise<User | null>} null while nobody is signed in
  */
 export async function signIn(sandbox) {
+  const { hostname } = new URL(sandbox);
+  if (location.hostname !== hostname) {
+    // As `localhost` this page is of another site: the frame below would not be sent the cookie.
+    location.hostname = hostname;
+    return new Promise(() => {}); // this document is over
+  }
   const token = (await returned(sandbox)) ?? (await silently(sandbox));
   return token && user(sandbox, token);
 }
