@@ -116,15 +116,15 @@ def test_chromium_is_found_or_its_absence_is_said(
 
 
 def test_a_hidden_tab_is_hidden_and_its_timers_are_throttled(page: Page) -> None:
-    """Behind another tab the page is told so, and its timers fire once a second; before and after
-    it is in front."""
+    """Behind another tab the page is told so, and its timers fire about once a second, not fifty times;
+    before and after it is in front."""
     page.evaluate(TICKS)
     page.evaluate("() => { globalThis.seen = []; document.onvisibilitychange = () => "
                   "seen.push(document.visibilityState); }")  # fmt: skip
     assert ticks(page, 0.5) > 10
     with tabs.hidden(page):
         time.sleep(1)
-        assert ticks(page, 3) <= 4
+        assert ticks(page, 3) < 15
     assert ticks(page, 0.5) > 10
     assert page.evaluate("() => seen") == ["hidden", "visible"]
 
