@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -142,21 +143,23 @@ def test_authlib_logs_in_by_the_addresses_of_the_metadata() -> None:
 
 
 def test_the_login_page_runs_nothing_and_leads_only_back_to_the_page_that_asked() -> None:
-    """No script, no frame, one style sheet; the form may lead here and to the one origin."""
+    """No script, no frame, one style, told by its digest; the form may lead here and to the one
+    origin."""
 
     async def scene(w: World) -> None:
         page = await authorize(w)
         assert page.headers["cache-control"] == "no-store"
         assert page.headers["referrer-policy"] == "no-referrer"
+        [style] = re.findall("<style>(.*?)</style>", page.text, re.DOTALL)
+        assert "prefers-color-scheme: dark" in style
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         assert page.headers["content-security-policy"] == (
-            "default-src 'none'; style-src 'self'; base-uri 'none'; frame-ancestors 'none'; "
-            f"form-action 'self' {PAGE}; require-trusted-types-for 'script'; trusted-types 'none'"
+            f"default-src 'none'; base-uri 'none'; form-action 'self' {PAGE}; "
+            f"style-src 'sha256-{digest}'; require-trusted-types-for 'script'; trusted-types 'none'; "
+            "frame-ancestors 'none'"
         )
         assert "<script" not in page.text
         assert "style=" not in page.text
-        sheet = await w.http.get("/idp/login.css")
-        assert sheet.headers["content-type"] == "text/css; charset=utf-8"
-        assert "prefers-color-scheme: dark" in sheet.text
 
     run(scene)
 

@@ -24,12 +24,11 @@ from broker.sandbox.exchange import AwaitedEndpoint, Endpoint
 from broker.sandbox.idp import IdentityProvider
 from broker.sandbox.issuing import Issuing
 from broker.sandbox.login import Login
-from broker.sandbox.login_html import STYLE_PATH, Style
 from broker.sandbox.nmi import Nmi
 from broker.sandbox.nmi_report import NmiReport
 from broker.sandbox.opaque import OpaqueTokens
 from broker.sandbox.operations import AwaitedOperation, Exchange, Ledger, Operation
-from broker.sandbox.origins import AnyOrigin, LoopbackOnly
+from broker.sandbox.origins import Cors, any_origin, loopback_only
 from broker.sandbox.payment_sessions import PaymentSessions
 from broker.sandbox.settings import SandboxSettings
 from broker.sandbox.shop import back
@@ -42,8 +41,11 @@ Row = tuple[str, str, str, Endpoint | AwaitedEndpoint]
 """Path, operation, methods, endpoint."""
 
 _SESSION: Final = "/checkout/api/sessions/{id}"
-_ANY_PAGE: Final = frozenset({"nmi.embed", "nmi.transactions"})
-_OUR_PAGES: Final = frozenset({"idp.token"})
+_READ_BY: Final = {
+    "nmi.embed": any_origin,
+    "nmi.transactions": any_origin,
+    "idp.token": loopback_only,
+}
 """Operations that scripts of pages call; the other pages' forms and links need no leave."""
 
 
@@ -78,7 +80,6 @@ def build(settings: SandboxSettings) -> Starlette:
         *(Route(row[0], _operation(row, clock, ledger)) for row in rows),
         # Last of its prefix: what is nothing else is a wrong account prefix.
         Route("/checkout/{rest:path}", Exchange(checkout.elsewhere, "", clock)),
-        Route(STYLE_PATH, Exchange(Style().sheet, "GET HEAD", clock)),
         *(Route(row[0], _control(row, clock)) for row in controls),
     ]
     app = Starlette(routes=routes, lifespan=_closing(deliveries))
@@ -92,14 +93,13 @@ def _operation(row: Row, clock: SandboxClock, ledger: Ledger) -> ASGIApp:
     if inspect.iscoroutinefunction(endpoint):
         return AwaitedOperation(name, endpoint, methods, clock, ledger)
     operation = Operation(name, cast("Endpoint", endpoint), methods, clock, ledger)
-    if name in _ANY_PAGE:
-        return AnyOrigin(operation, methods, clock)
-    return LoopbackOnly(operation, methods, clock) if name in _OUR_PAGES else operation
+    leave = _READ_BY.get(name)
+    return Cors(operation, leave, methods, clock) if leave else operation
 
 
 def _control(row: tuple[str, str, Endpoint], clock: SandboxClock) -> ASGIApp:
     _, methods, endpoint = row
-    return LoopbackOnly(Exchange(endpoint, methods, clock), methods, clock)
+    return Cors(Exchange(endpoint, methods, clock), loopback_only, methods, clock)
 
 
 def _closing(deliveries: Deliveries) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:

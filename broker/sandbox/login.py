@@ -14,11 +14,11 @@ from starlette.requests import cookie_parser
 from broker.sandbox.clock import SandboxClock
 from broker.sandbox.codes import Asked, Codes, is_challenge
 from broker.sandbox.exchange import NO_STORE, Call, RefusedError, Reply, as_json
+from broker.sandbox.html_page import see_other
 from broker.sandbox.idp import IdentityProvider
 from broker.sandbox.login_html import choice, notice
 from broker.sandbox.opaque import OpaqueTokens
 from broker.sandbox.settings import SandboxSettings
-from broker.sandbox.threeds_html import see_other
 
 _COOKIE: Final = "idp_login"
 _COOKIE_SECONDS: Final = 8 * 3600

@@ -5,6 +5,7 @@ nothing.  It must never let a page from elsewhere than this machine give orders 
 """
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,19 +18,38 @@ _PREFLIGHT_KEPT: Final = b"600"
 """Seconds for which a browser need not ask again: a component polls every few seconds."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
+Leave = Callable[[bytes | None], Headers | None]
+"""The headers that let a page of an origin read the answer; None turns it away."""
 
 
-class AnyOrigin:
-    """A route for every page there is, as a vendor's API for browsers has it."""
+def any_origin(origin: bytes | None) -> Headers | None:
+    """For every page there is, as a vendor's API for browsers has it."""
+    return ((b"access-control-allow-origin", b"*"),)
 
-    def __init__(self, app: ASGIApp, methods: str, clock: SandboxClock) -> None:
+
+def loopback_only(origin: bytes | None) -> Headers | None:
+    """For pages of this machine, and for what is no page; others are refused."""
+    vary = (b"vary", b"origin")
+    if origin is None:
+        return (vary,)
+    if not _LOOPBACK.fullmatch(origin):
+        # A form or a request without preflight would be acted on, readable or not.
+        return None
+    return ((b"access-control-allow-origin", origin), vary)
+
+
+class Cors:
+    """A route for those pages that `leave` is given to."""
+
+    def __init__(self, app: ASGIApp, leave: Leave, methods: str, clock: SandboxClock) -> None:
         self._app = app
+        self._leave = leave
         self._allowed = b", ".join(methods.encode().split())
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = dict(scope["headers"])
-        granted = self.granted(asked.get(b"origin"))
+        granted = self._leave(asked.get(b"origin"))
         if granted is None:
             await send_reply(send, text(403, "not for pages of this origin"), self._clock)
         elif scope["method"] == "OPTIONS" and b"access-control-request-method" in asked:
@@ -37,29 +57,12 @@ class AnyOrigin:
         else:
             await self._app(scope, receive, _adding(granted, send))
 
-    def granted(self, origin: bytes | None) -> Headers | None:
-        """The headers that let a page of `origin` read the answer; None turns it away."""
-        return ((b"access-control-allow-origin", b"*"),)
-
     def _preflight(self) -> Headers:
         return (
             (b"access-control-allow-methods", self._allowed),
             (b"access-control-allow-headers", b"authorization, content-type"),
             (b"access-control-max-age", _PREFLIGHT_KEPT),
         )
-
-
-class LoopbackOnly(AnyOrigin):
-    """A route for pages of this machine, and for what is no page; others are refused."""
-
-    def granted(self, origin: bytes | None) -> Headers | None:
-        vary = (b"vary", b"origin")
-        if origin is None:
-            return (vary,)
-        if not _LOOPBACK.fullmatch(origin):
-            # A form or a request without preflight would be acted on, readable or not.
-            return None
-        return ((b"access-control-allow-origin", origin), vary)
 
 
 def _adding(headers: Headers, send: Send) -> Send:

@@ -8,7 +8,7 @@ that somebody is back, and asks its own backend.
 from typing import Final
 
 from broker.sandbox.exchange import Call, Reply
-from broker.sandbox.threeds_html import page
+from broker.sandbox.html_page import page
 
 _TOLD: Final = {
     "success": "Thank you. The shop now asks its backend how the authentication ended.",

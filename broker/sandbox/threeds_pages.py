@@ -11,10 +11,11 @@ import json
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from broker.sandbox import threeds_html as html
 from broker.sandbox.exchange import Call, RefusedError, Reply
+from broker.sandbox.html_page import notice, see_other
 from broker.sandbox.threeds_answers import base64url_json
 from broker.sandbox.threeds_flow import Sessions, WrongStateError
+from broker.sandbox.threeds_html import browser_data, challenge, posting_on
 from broker.sandbox.threeds_rules import CHANNELS, examine, is_url
 from broker.sandbox.threeds_session import Session
 
@@ -47,11 +48,11 @@ class ThreeDsPages:
         session.method_seen = True
         url = data.get("threeDSMethodNotificationURL")
         if url is None:
-            return html.notice(200, "3DS method", "Your device has been seen.")
+            return notice(200, "3DS method", "Your device has been seen.")
         if not is_url(url):
-            raise RefusedError(html.notice(400, "3DS method", "The notification URL is no URL."))
+            raise RefusedError(notice(400, "3DS method", "The notification URL is no URL."))
         told = {"threeDSServerTransID": session.transaction_id}
-        return html.posting_on("3DS method", url, {"threeDSMethodData": base64url_json(told)})
+        return posting_on("3DS method", url, {"threeDSMethodData": base64url_json(told)})
 
     def challenge(self, call: Call) -> Reply:
         fields = call.form()
@@ -76,15 +77,13 @@ class ThreeDsPages:
         """The hosted page: shown, posted, and then wherever the session has got to."""
         session = self._sessions.by_key("page", call.path_parameter("token"))
         if session is None:
-            raise RefusedError(html.notice(404, "Not found", "There is no such payment."))
+            raise RefusedError(notice(404, "Not found", "There is no such payment."))
         if call.method == "POST" and session.status == "pending":
             session.method_seen = session.plan.has_method
             self._sessions.collect(session, _browser_data(call))
         if session.status == "pending":
             leads_to = (session.completion("success_url"), session.completion("failure_url"))
-            return html.browser_data(
-                _merchant(session), _amount(session), _BROWSER_DEFAULTS, leads_to
-            )
+            return browser_data(_merchant(session), _amount(session), _BROWSER_DEFAULTS, leads_to)
         if session.status == "challenged":
             return _challenge(session, None)
         return _onward(session, None)
@@ -97,7 +96,7 @@ def _challenge(session: Session, session_data: str | None) -> Reply:
     if session_data is not None:
         fields[_SESSION_DATA] = session_data
     leads_to = (session.completion("success_url"), session.completion("failure_url"))
-    return html.challenge(_merchant(session), _amount(session), fields, leads_to)
+    return challenge(_merchant(session), _amount(session), fields, leads_to)
 
 
 def _onward(session: Session, session_data: str | None) -> Reply:
@@ -106,10 +105,10 @@ def _onward(session: Session, session_data: str | None) -> Reply:
         raise _no_such("challenge")
     if session.hosted:
         url = session.completion("success_url" if session.approved else "failure_url")
-        return html.see_other(_with_session(url or "", session.id))
+        return see_other(_with_session(url or "", session.id))
     url = session.completion("challenge_notification_url")
     if url is None:
-        return html.notice(200, "Thank you", "You may close this window.")
+        return notice(200, "Thank you", "You may close this window.")
     cres = {
         "threeDSServerTransID": session.transaction_id,
         "acsTransID": session.acs_id,
@@ -120,7 +119,7 @@ def _onward(session: Session, session_data: str | None) -> Reply:
     fields = {"cres": base64url_json(cres)}
     if session_data is not None:
         fields[_SESSION_DATA] = session_data
-    return html.posting_on("Back to the shop", url, fields)
+    return posting_on("Back to the shop", url, fields)
 
 
 def _with_session(url: str, session_id: str) -> str:
@@ -143,7 +142,7 @@ def _browser_data(call: Call) -> dict[str, Any]:
         "ip_address": client[0],
     }
     if examine(data, CHANNELS["browser"]):
-        raise RefusedError(html.notice(400, "Not understood", "Your browser sent nonsense."))
+        raise RefusedError(notice(400, "Not understood", "Your browser sent nonsense."))
     return data
 
 
@@ -170,4 +169,4 @@ def _decoded(encoded: str) -> dict[str, Any]:
 
 
 def _no_such(what: str) -> RefusedError:
-    return RefusedError(html.notice(400, "Not understood", f"There is no such {what}."))
+    return RefusedError(notice(400, "Not understood", f"There is no such {what}."))
