@@ -224,12 +224,9 @@ def context(_chromiums: Chromiums, request: pytest.FixtureRequest) -> Iterator[C
 
 
 @dataclass(frozen=True)
-class Demo:
-    """A running `token-broker demo`: the origins of its three listeners."""
+class Sandboxed:
+    """What has a sandbox of its own; its origin."""
 
-    process: Process
-    public: str
-    ops: str
     sandbox: str
 
     def order(self, what: str, **body: Any) -> None:
@@ -249,13 +246,22 @@ class Demo:
         return httpx2.get(url, trust_env=False).raise_for_status().text.strip()
 
 
+@dataclass(frozen=True)
+class Demo(Sandboxed):
+    """A running `token-broker demo`: its process, and the origins of its two listeners."""
+
+    process: Process
+    public: str
+    ops: str
+
+
 @contextlib.contextmanager
 def running_demo() -> Iterator[Demo]:
     """A demo of its own, on free ports."""
     ports = ("--port", "0", "--ops-port", "0", "--sandbox-port", "0")
     with process("demo", *ports, "--ready-fd", "1") as told:
         where = json.loads(told.line_with('"sandbox": '))
-        yield Demo(told, where["public"], where["ops"], where["sandbox"])
+        yield Demo(where["sandbox"], told, where["public"], where["ops"])
         assert told.end() == 0
 
 

@@ -8,7 +8,6 @@ seven seconds where a test waits for their end, and of minutes where a token is 
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import threading
 import time
@@ -17,7 +16,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
 import pytest
 from playwright.sync_api import BrowserContext, Page
 
@@ -25,7 +23,7 @@ from broker.demo import demo_config, demo_secrets
 from broker.sandbox.serving import serve
 from broker.sandbox.settings import SandboxSettings
 from tests import tabs
-from tests.browsing import Contexts, Site, site
+from tests.browsing import Contexts, Sandboxed, Site, site
 from tests.test_serving import process
 
 LIFE = 7
@@ -34,29 +32,18 @@ SHARED = {"profile": "transactions", "share": "ada"}
 BRIEF = {"profile": "transactions-minute", "share": "ada"}
 
 
-@dataclass(frozen=True, eq=False)
-class World:
+@dataclass(frozen=True)
+class World(Sandboxed):
     """A broker of these tests' own, its sandbox, and a site whose pages use it."""
 
     broker: str
-    sandbox: str
     pages: Site
-
-    def order(self, what: str, **body: Any) -> None:
-        url = f"{self.sandbox}/_sandbox/{what}"
-        httpx2.post(url, json=body, trust_env=False).raise_for_status()
 
     def mints(self) -> int:
         """Sessions that the upstream was asked for since the sandbox was reset."""
-        answer = httpx2.get(f"{self.sandbox}/_sandbox/calls", trust_env=False)
-        calls = answer.raise_for_status().json()
+        calls = self.calls()
         names = ("nmi.session", "nmi-minute.session", "checkout.payment-session")
         return sum(int(calls.get(name, 0)) for name in names)
-
-    @functools.cache  # noqa: B019  (one for all tests)
-    def bearer(self, user: str = "ada") -> str:
-        url = f"{self.sandbox}/idp/token?user={user}&format=text"
-        return httpx2.get(url, trust_env=False).raise_for_status().text.strip()
 
     def tab(self, context: BrowserContext, origin: str = "") -> Page:
         page = context.new_page()
@@ -107,7 +94,7 @@ def _running_world(_sandbox: str, tmp_path_factory: pytest.TempPathFactory) -> I
         [checkout] = settings.checkout_clients.items()
         secrets = demo_secrets(key, checkout, ("introspect", "introspect-secret"), "x" * 32)
         with process("serve", "-c", str(path), env=secrets) as told:
-            yield World(told.ready()[0], _sandbox, pages)
+            yield World(_sandbox, told.ready()[0], pages)
 
 
 @pytest.fixture(name="world")
