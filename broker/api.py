@@ -25,6 +25,7 @@ from broker.errors import (
     MethodNotAllowed,
     NotFound,
     OriginNotAllowed,
+    Overloaded,
     UnsupportedMediaType,
     UpstreamTimeout,
 )
@@ -51,6 +52,7 @@ from broker.wire import (
 _log = structlog.get_logger("api")
 _CALLBACK_SECONDS = 1.0
 """For the body of a callback, whose sender is not known before it is there."""
+_REPEATABLE = frozenset({"rotate", "check", "end", "access_token"})
 Handler = Callable[[Scope, Receive, Record], Awaitable[Reply]]
 
 
@@ -79,7 +81,7 @@ class Endpoint:
             note(record, exc)
             reply = problem(exc, record.request_id)
         except TimeoutError:
-            late = UpstreamTimeout("The time for this request is spent.", cause="budget")
+            late = self._late()
             note(record, late)
             reply = problem(late, record.request_id)
         except Exception:  # noqa: BLE001  (the border: a defect must still be answered)
@@ -88,6 +90,13 @@ class Endpoint:
             note(record, defect)
             reply = problem(defect, record.request_id)
         await reply.send(send)
+
+    def _late(self) -> BrokerError:
+        """A mint or an action may have happened upstream, and a repetition would make another. All
+        else brings the same when it is asked for again, so nobody needs to be in doubt."""
+        if self._operation in _REPEATABLE:
+            return Overloaded("There was not enough time.", cause="budget", retry_after=1.0)
+        return UpstreamTimeout("The time for this request is spent.", cause="budget")
 
 
 class ByPath:

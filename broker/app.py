@@ -26,6 +26,7 @@ from broker.flights import Tasks
 from broker.gate import Load
 from broker.keyring import Keyring, Reading
 from broker.limits import RateLimits
+from broker.loop_time import LoopTime
 from broker.metrics import Metrics
 from broker.ops import ops_app
 from broker.reload import Watch
@@ -35,6 +36,7 @@ from broker.snapshot import Snapshot, secret_refs
 from broker.state import State, Store, Vault
 from broker.static import Static, client_files
 from broker.upstreams.transport import AiohttpTransport, Transport, tls_context
+from broker.wire import Header
 
 _log = structlog.get_logger("app")
 
@@ -64,6 +66,9 @@ class App:
         self.metrics = metrics = Metrics()
         self.load = load = Load(snapshot.server.max_in_flight)
         metrics.in_flight.set_function(lambda: load.in_flight)
+        self.loop_time = loop_time = LoopTime(metrics.loop_stalled.inc)
+        metrics.loop_lag.set_function(lambda: loop_time.lag)
+        loop_time.start()
         self.starting = True
         self._base = base
         self._audit = audit if audit is not None else AuditLog()
@@ -78,11 +83,14 @@ class App:
             tls=_tls(snapshot, base),
             max_connections=snapshot.max_connections,
             idle_seconds=snapshot.idle_seconds,
+            loop_time=loop_time,
         )
         state = State(clock, tasks.spawn, vault, store)
+        state.patience.fit(snapshot.server.request_budget.total_seconds())
         self._ground = Ground(
             clock=clock,
             metrics=metrics,
+            loop_time=loop_time,
             audit=self._audit,
             tasks=tasks,
             load=load,
@@ -126,6 +134,10 @@ class App:
         """The public ASGI application."""
         await self._assembly.public(scope, receive, send)
 
+    def refusal(self, method: bytes, url: bytes, headers: list[Header]) -> bytes | None:
+        """See `Gate.refusal`. A process that drains answers all that still comes."""
+        return None if self.load.draining else self._assembly.public.refusal(method, url, headers)
+
     def read(self, snapshot: Snapshot) -> Reading:
         """The secrets of a new version; may run in another thread. Raises ConfigError."""
         return self._keyring.read(secret_refs(snapshot))
@@ -157,6 +169,7 @@ class App:
         self._ground.state.vault.replace([self._keyring.get(ref) for ref in snapshot.keys])
         self._assembly.retire(assembly, hope=bool(changed))
         self.load.max_in_flight = snapshot.server.max_in_flight
+        self._ground.state.patience.fit(snapshot.server.request_budget.total_seconds())
         self._assembly = assembly
         self._announce()
         if self.needs_restart and snapshot.state and snapshot.state.url in changed:
@@ -194,6 +207,7 @@ class App:
             _ = self._tasks.spawn(self._watch.run())
 
     async def close(self) -> None:
+        self.loop_time.stop()
         await self._tasks.close()  # which give their claims back
         if self._store is not None:
             await self._store.close()
@@ -213,6 +227,7 @@ class App:
             self.clock,
             self.metrics,
             self._tasks.spawn,
+            loop_time=self.loop_time,
             timeout=entry.timeout.total_seconds(),
             prefix=entry.prefix,
             ca_file=str(self._base / entry.ca_file) if entry.ca_file else None,

@@ -27,6 +27,7 @@ from broker.handles import Seal
 from broker.keyring import Keyring
 from broker.kinds import SecretRef
 from broker.limits import RateLimits
+from broker.loop_time import LoopTime
 from broker.metrics import Metrics
 from broker.minting import Minting
 from broker.results import Results
@@ -48,6 +49,7 @@ class Ground:
 
     clock: Clock
     metrics: Metrics
+    loop_time: LoopTime
     audit: AuditLog
     tasks: Tasks
     load: Load
@@ -159,6 +161,7 @@ class Assembly:
                 clock=ground.clock,
                 metrics=ground.metrics,
                 limits=ground.rates,
+                loop_time=ground.loop_time,
                 rate=rate,
                 most=self.snapshot.calls_at_once,
             )

@@ -8,6 +8,7 @@ session that the caller could not mint anew.
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -148,18 +149,21 @@ class Chains:
     async def end(self, text: str, caller: Caller, facts: Facts) -> tuple[str, str]:
         """Ends a chain, here and, where it can be, upstream. Gives profile and chain.
 
-        Whoever a handle was made for may end it, also when they may not mint any more."""
+        Whoever a handle was made for may end it, also when they may not mint any more. Raises
+        Overloaded where the chain has ended here, and the other replicas cannot know that yet: it
+        will be told to them, and until then the caller must not believe that all is over."""
         handle = self._open(text, caller)
-        await self._not_ended(handle)
+        if not self._state.ended.is_untold(handle.chain):
+            await self._not_ended(handle)
         profile = self._profiles.get(handle.profile)
         if profile is None:
-            await self._state.ended.put(handle.chain, True, MAY_BE_SET_BACK)
+            _must_be_known(await self._state.ended.put(handle.chain, True, MAY_BE_SET_BACK))
             return "", handle.chain
         if facts.origin and facts.origin not in profile.origins:
             raise OriginNotAllowed("This origin may not use this profile.")
         chain = profile.rotation.max_chain if profile.rotation else timedelta(0)
         last = max(handle.chain_began + chain, handle.expires_at)
-        await self._state.ended.put(
+        is_known = await self._state.ended.put(
             handle.chain, True, (last - facts.now).total_seconds() + MAY_BE_SET_BACK
         )
         with contextlib.suppress(CallerError):
@@ -167,6 +171,7 @@ class Chains:
             newest = await self._state.newest.get(handle.chain)
             for session_id in {handle.session_id, newest} - {None}:
                 await self._sources[profile.name].revoke(grant, session_id)
+        _must_be_known(is_known)
         return profile.name, handle.chain
 
     async def act(
@@ -329,6 +334,15 @@ def _same_grant(handle: Handle, grant: Grant) -> None:
     """A session of one merchant is not continued for another, though the person be the same."""
     if handle.bound != bound_of(grant):
         raise _over("the caller's claims have changed")
+
+
+def _must_be_known(is_known: bool) -> None:
+    if not is_known:
+        raise Overloaded(
+            "The session has ended here; the other replicas cannot be told yet. Ask again.",
+            cause="end not shared",
+            retry_after=2.0 + random.random(),  # noqa: S311  (jitter)
+        )
 
 
 def _over(cause: str) -> HandleExpired:

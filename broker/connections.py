@@ -23,6 +23,8 @@ MOST_PIPELINED = 64
 them."""
 REQUEST_SECONDS = 10.0
 """From the connection, or the first byte of a later request, to a request's last byte."""
+Refusal = Callable[[bytes, bytes, list[tuple[bytes, bytes]]], bytes | None]
+"""Method, URL and header fields of a request: its whole answer where there is no time for it."""
 _SPARE_DESCRIPTORS = 64
 _BODY = (b"content-length", b"transfer-encoding")
 
@@ -81,12 +83,14 @@ class BoundedProtocol(HttpToolsProtocol):
     most: int
     most_body: int
     refused: Callable[[str], None]
+    refusal: Refusal
 
     _turned_away = False
     _in_head = True
     _between = True
     _began = _ended = False
     _oversized = False
+    _skips = False
     _bytes = _head_bytes = _fields = 0
     _deadline: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
@@ -145,12 +149,38 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head, self._bytes = False, 0
         if self.parser.should_upgrade() and any(name in _BODY for name, _ in self.headers):
             raise _Unwelcome  # the parser would stop here, and the body be taken for empty
-        super().on_headers_complete()
+        if not self._is_refused():
+            super().on_headers_complete()
+            self.scope["is_gone"] = self.transport.is_closing  # type: ignore[typeddict-unknown-key]
+
+    def _is_refused(self) -> bool:
+        """Answers at once, before a task is made, what the app would not find the time for. Not
+        where the answer would overtake another's, or must end the connection."""
+        before: Any = self.cycle  # None at first, which its type does not say
+        is_free = before is None or before.response_complete
+        if not (is_free and self.parser.should_keep_alive()):
+            return False
+        if self.parser.get_http_version() != "1.1":
+            return False
+        answer = type(self).refusal(self.parser.get_method(), self.url, self.headers)
+        if answer is None:
+            return False
+        self._skips = True
+        self.transport.write(answer)
+        return True
+
+    def on_body(self, body: bytes) -> None:
+        if not self._skips:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._between = self._in_head = self._ended = True
         self._bytes = 0
-        super().on_message_complete()
+        if self._skips:
+            self._skips = False
+            self.on_response_complete()
+        else:
+            super().on_message_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -204,11 +234,22 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = None
 
 
-def bounded(most: int, most_body: int, refused: Callable[[str], None]) -> type[BoundedProtocol]:
+def _never(_method: bytes, _url: bytes, _headers: list[tuple[bytes, bytes]]) -> None:
+    return None
+
+
+def bounded(
+    most: int, most_body: int, refused: Callable[[str], None], refusal: Refusal = _never
+) -> type[BoundedProtocol]:
     """The protocol class for one listener.
 
     most: connections. most_body: bytes behind a head, chunk framing and trailers included.
-    refused: counts, by full, slow, stalled, oversized, malformed.
+    refused: counts, by full, slow, stalled, oversized, malformed. refusal: see there.
     """
-    members = {"most": most, "most_body": most_body, "refused": staticmethod(refused)}
+    members = {
+        "most": most,
+        "most_body": most_body,
+        "refused": staticmethod(refused),
+        "refusal": staticmethod(refusal),
+    }
     return type("Bounded", (BoundedProtocol,), members)

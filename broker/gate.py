@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from broker.admission import Admission, Urgency
 from broker.audit import AuditLog, Record
 from broker.errors import (
     BrokerError,
@@ -30,9 +31,15 @@ _PROFILES = "/v1/profiles/"
 _SESSIONS = "/v1/sessions/"
 _ACCESS_TOKENS = "/v1/access-tokens/"
 _CALLBACKS = "/v1/callbacks/"
-_WORK = (_PROFILES, _SESSIONS, _ACCESS_TOKENS, _CALLBACKS)
-"""What can be shed. All else is answered from memory, for less than a refusal costs, and a browser
-that was once refused a module does not ask for it again until the page is loaded anew."""
+_URGENCY = (
+    (_PROFILES, Urgency.LAST),
+    (_SESSIONS, Urgency.FIRST),
+    (_ACCESS_TOKENS, Urgency.FIRST),
+    (_CALLBACKS, Urgency.LAST),
+)
+"""What can be shed, and what goes first. All else is answered from memory, for less than a refusal
+costs, and a browser that was once refused a module does not ask for it again until the page is
+loaded anew."""
 _ALLOWED_HEADERS = b"authorization, cache-control, content-type, idempotency-key, x-request-id"
 _EXPOSED_HEADERS = b"cache-status, ratelimit, ratelimit-policy, retry-after, x-request-id"
 
@@ -54,11 +61,18 @@ class Origins:
 
 @dataclass(slots=True)
 class Load:
-    """How much is let in and how much is in. draining: connections are closed as they answer."""
+    """How much is let in and how much is in. max_in_flight: the last wall, behind `admission`.
+    draining: connections are closed as they answer."""
 
     max_in_flight: int
     in_flight: int = 0
     draining: bool = False
+    admission: Admission = field(default_factory=Admission)
+
+
+def urgency_of(path: str) -> Urgency | None:
+    """None for what is answered always."""
+    return next((urgency for prefix, urgency in _URGENCY if path.startswith(prefix)), None)
 
 
 class Gate:
@@ -108,6 +122,8 @@ class Gate:
         self._load.in_flight += 1
         try:
             reply = self._judge(scope, headers, record, extra, fault)
+            if reply is None:
+                reply = await self._admit(scope, record)
             if reply is not None:
                 await reply.send(answer)
             else:
@@ -143,15 +159,52 @@ class Gate:
             if fault is not None:
                 raise fault
             scope["peer"] = record.peer = self._peer(scope, headers)
-            preflight = self._origin(scope, headers, record, extra)
-            full = self._load.in_flight > self._load.max_in_flight
-            if full and scope["path"].startswith(_WORK):
-                self._metrics.shed.inc()
-                raise Overloaded("Too many requests are being worked on.", retry_after=1.0)
-            return preflight
+            return self._origin(scope, headers, record, extra)
         except BrokerError as exc:
             note(record, exc)
             return problem(exc, record.request_id)
+
+    async def _admit(self, scope: Scope, record: Record) -> Reply | None:
+        """Waits until there is time for this request, or gives the answer that there is none."""
+        urgency = urgency_of(scope["path"])
+        if urgency is None:
+            return None
+        try:
+            if self._load.in_flight > self._load.max_in_flight:
+                raise Overloaded("Too many requests are being worked on.", retry_after=1.0)
+            await self._load.admission.enter(urgency, scope.get("is_gone", _stays))
+        except Overloaded as exc:
+            self._metrics.shed.inc()
+            note(record, exc)
+            return problem(exc, record.request_id)
+        return None
+
+    def refusal(self, method: bytes, url: bytes, headers: list[Header]) -> bytes | None:
+        """A whole answer to a request of which only the head is there, where it would not be
+        admitted; else None. For a fiftieth of what a mint costs, as it is told to many at once.
+
+        It has no access-log line of its own: the metrics count it, and one line a second tells how
+        many there were."""
+        path = url.partition(b"?")[0].decode("latin-1")
+        urgency = urgency_of(path)
+        admission = self._load.admission
+        if urgency is None or method == b"OPTIONS" or not admission.is_full(urgency):
+            return None
+        error = admission.refused()
+        fields = dict(headers)
+        request_id = request_id_of(fields)
+        reply = problem(error, request_id)
+        extra = [(b"x-request-id", request_id.encode()), (b"vary", b"Origin")]
+        origin = fields.get(b"origin")
+        credentials = None if origin is None else self._origins.allowed(path, text(origin))
+        if origin is not None and credentials is not None:
+            extra.append((b"access-control-allow-origin", origin))
+            extra.append((b"access-control-expose-headers", _EXPOSED_HEADERS))
+            if credentials:
+                extra.append((b"access-control-allow-credentials", b"true"))
+        self._metrics.shed.inc()
+        self._metrics.request_answered("shed", "", Outcome.UNAVAILABLE, 0.0, error.slug)
+        return reply.raw(extra)
 
     def _origin(
         self, scope: Scope, headers: dict[bytes, bytes], record: Record, extra: list[Header]
@@ -204,6 +257,10 @@ class Gate:
             if not any(address in network for network in self._proxies):
                 break
         return host
+
+
+def _stays() -> bool:
+    return False
 
 
 def _plain_address(host: str) -> str:

@@ -30,6 +30,7 @@ from broker.errors import (
     UpstreamUnavailable,
 )
 from broker.limits import RateLimits
+from broker.loop_time import LoopTime
 from broker.metrics import Metrics
 from broker.model import Priority
 from broker.schedule import Clock, backoff
@@ -50,6 +51,9 @@ with the next 429, which costs one call a minute."""
 BUDGET_WAIT = 1.0
 """Seconds that a person waits for a place in the budget."""
 _FULL_WAIT = 1.0
+_OUR_SHARE = 0.25
+"""Of a call's time, in which our own loop stood still: with more, a late answer is not held against
+the upstream."""
 _LATE = UpstreamTimeout("", cause="cut off at the deadline")
 """What a call that hangs ends in: asked about before there is one, and told to the breaker."""
 _OF_BUDGET = {Priority.PERSON: 1.0, Priority.REFRESH: 0.75, Priority.PREFETCH: 0.5}
@@ -73,6 +77,7 @@ class Guard:
         most: int,
         draw: Callable[[], float] = random.random,
         paced: bool = False,
+        loop_time: LoopTime | None = None,
     ) -> None:
         """name: the metrics' word. account: what the budget is counted by, on all replicas. rate:
         the outbound budget, shared with other replicas where `limits` is; None for none. most:
@@ -86,6 +91,7 @@ class Guard:
         self.rate = rate
         self._places = [max(1, int(most * _OF_BUDGET[one])) for one in Priority]
         self._draw = draw
+        self._loop_time = loop_time or LoopTime()
         self._breaker = Breaker(name, clock=clock, metrics=metrics, draw=draw, paced=paced)
         self._in_flight = self._waiting = 0
         self._cool_until = float("-inf")
@@ -109,6 +115,7 @@ class Guard:
         """
         self._may_ask(deadline)
         ticket, out = self._breaker.enter(), False
+        began = (self._clock.monotonic(), self._loop_time.stalled)
 
         async def attempt(seconds: float) -> V:
             nonlocal out
@@ -122,13 +129,19 @@ class Guard:
         try:
             value = await self._attempts(attempt, ticket, deadline, priority, operation, again)
         except BaseException as exc:
-            # the request's own deadline may cut a call off before the call's does
-            late = out and self._clock.monotonic() >= deadline - LEAST
+            late = out and self._is_late(deadline, *began)
             self._judge(ticket, _LATE if late and isinstance(exc, asyncio.CancelledError) else exc)
             raise
         self._breaker.good(ticket)
         self._throttled = 0
         return value
+
+    def _is_late(self, deadline: float, began: float, stalled: float) -> bool:
+        """Is the time over, and has the upstream had it? The request's own deadline may cut a call
+        off before the call's does; what our loop slept away of it is no fault of theirs."""
+        now = self._clock.monotonic()
+        ours = self._loop_time.stalled - stalled
+        return now >= deadline - LEAST and ours <= (now - began) * _OUR_SHARE
 
     async def _attempts(
         self,

@@ -58,7 +58,9 @@ class Metrics:
         self._requests = cache(requests.labels)
         self._seconds = cache(seconds.labels)
         self.in_flight = gauge("requests_in_flight", "Requests being worked on.")
-        self.shed = counter("requests_shed", "Requests refused because too many were in flight.")
+        self.shed = counter(
+            "requests_shed", "Requests refused because they could not be finished in time."
+        )
         self._turned_away = counter(
             "connections_refused", "Connections ended before there was a request.", "reason"
         )
@@ -128,6 +130,12 @@ class Metrics:
         self._build = gauge("build_info", "What runs.", "version", "python")
         self._config = gauge("config_info", "What is configured.", "digest")
         self._config_loaded = gauge("config_loaded_timestamp_seconds", "When it was loaded.")
+        self.loop_lag = gauge(
+            "loop_lag_seconds", "The longest that a timer of ours was late in the last seconds."
+        )
+        self.loop_stalled = counter(
+            "loop_stalled_seconds", "Time in which our own event loop stood still."
+        )
         self._ready = gauge("ready", "1 while /readyz says yes.")
 
         self._shared = counter(
@@ -142,7 +150,10 @@ class Metrics:
         """What tells how the service fares while something else fails, or changes."""
         stored = counter("store_operations", "Calls to the shared store.", "operation", "outcome")
         self._stored = cache(stored.labels)
-        self._store_up = gauge("store_up", "1 while the shared store answers, or there is none.")
+        self._store_up = gauge(
+            "store_up",
+            "1 while the shared store is read, written and counted in, or there is none.",
+        )
         self._store_up.set(1)
         circuits = gauge(
             "circuit_state", "0 closed, 1 half-open, 2 open; of one upstream account.", "upstream"

@@ -190,7 +190,7 @@ def _listeners(app: App, public: socket.socket, ops: socket.socket) -> tuple[Lis
     idle = settings.keep_alive.total_seconds()
     most = most_connections(settings.max_connections, app.snapshot.max_connections)
     refused = app.metrics.connection_refused
-    outside = bounded(most, 4 * settings.max_body_bytes + MOST_HEAD, refused)
+    outside = bounded(most, 4 * settings.max_body_bytes + MOST_HEAD, refused, app.refusal)
     inside = bounded(_OPS_CONNECTIONS, MOST_HEAD, refused)
     return (
         Listening(app.public, public, outside, idle=idle, grace=grace),

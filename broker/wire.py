@@ -11,8 +11,9 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TypeVar
 
 import orjson
@@ -54,6 +55,14 @@ class Reply:
     status: int
     body: bytes = b""
     headers: list[Header] = field(default_factory=list)
+
+    def raw(self, extra: Iterable[Header]) -> bytes:
+        """All of it as HTTP/1.1 has it on the wire, with `extra` header fields."""
+        phrase = HTTPStatus(self.status).phrase
+        head = [f"HTTP/1.1 {self.status} {phrase}".encode()]
+        head += [b"%b: %b" % header for header in (*self.headers, *extra)]
+        head.append(b"content-length: %d\r\n\r\n" % len(self.body))
+        return b"\r\n".join(head) + self.body
 
     async def send(self, send: Send) -> None:
         headers = list(self.headers)

@@ -12,7 +12,7 @@ import httpx2
 
 from broker.errors import UpstreamNonsense
 from broker.limits import _ClockStorage
-from broker.state.store import Claim, Kept, Put, StoreDown
+from broker.state.store import Again, Claim, Kept, Put, StoreDown, StoreFailed
 from broker.upstreams.transport import BODY_LIMIT, Answer
 
 
@@ -120,6 +120,9 @@ class DictStore:
     def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
         self.down = False
+        self.failing = False
+        """Calls fail, and the store does not count as away yet."""
+        self.told: list[Again] = []
         self.kept: dict[str, tuple[bytes, float]] = {}
         self.claims: dict[str, tuple[str, float]] = {}
         self.trips = 0
@@ -135,6 +138,17 @@ class DictStore:
         await asyncio.sleep(0)
         if self.down:
             raise StoreDown
+        if self.failing:
+            raise StoreFailed
+
+    def when_back(self, again: Again) -> None:
+        self.told.append(again)
+
+    async def back(self, *, everything: bool = True) -> None:
+        """The store is well again, and replicas tell it what it must know."""
+        self.down = self.failing = False
+        for again in self.told:
+            await again(self, everything)
 
     async def get(self, names: Sequence[str]) -> list[Kept | None]:
         await self._trip()
@@ -151,7 +165,9 @@ class DictStore:
     def _put(self, item: Put) -> bool:
         mine = bool(item.owner) and self._holder(item.name) == item.owner
         others = self._holder(item.name) or self._look(item.name)
-        if item.owner and not mine and others:
+        there = self._look(item.name)
+        same = there is not None and there.value == item.value
+        if ((item.owner and not mine and others) or (item.only_new and there)) and not same:
             return False
         self.kept[item.name] = (item.value, self._clock.monotonic() + item.seconds)
         if mine:
@@ -166,6 +182,8 @@ class DictStore:
     async def claim(self, name: str, owner: str, seconds: float) -> tuple[Claim, Kept | None]:
         try:
             await self._trip()
+        except StoreFailed:
+            raise
         except StoreDown:
             return Claim.ERROR, None
         if self._holder(name) not in ("", owner):

@@ -32,7 +32,7 @@ from broker.shared import Shared
 from broker.state import Vault
 from broker.state.memory import CLAIM_SECONDS, Memory
 from broker.state.records import Tokens
-from broker.state.store import Claim, Kept, Put, StoreDown
+from broker.state.store import Again, Claim, Kept, Put, StoreDown
 from broker.tokens import Cached
 from broker.upstreams.oauth import OAuth
 from tests.support import VirtualClock, settle
@@ -55,6 +55,8 @@ class OneStore:
     def _up(self) -> None:
         if self.down:
             raise StoreDown
+
+    def when_back(self, again: Again) -> None: ...
 
     def _get(self, name: str) -> Kept | None:
         value, until = self.kept.get(name, (b"", 0.0))

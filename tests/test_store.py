@@ -28,7 +28,7 @@ from broker.flights import Tasks
 from broker.model import Secret
 from broker.schedule import Clock, SystemClock
 from broker.state.addresses import Address, parse_address
-from broker.state.redis_store import FAILURES, MOST_OWED, RedisStore
+from broker.state.redis_store import RedisStore
 from broker.state.store import Claim, Kept, Put, StoreDown
 from broker.state.vault import Vault
 from tests.redis_server import RedisServer, free_port, redis_cluster, redis_sentinel, redis_server

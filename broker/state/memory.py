@@ -1,8 +1,9 @@
 """One kind of thing that is remembered: here, and with a store by all replicas together.
 
 What is here is looked at first, as most of what is remembered never changes. The store is asked for
-the rest; where it does not answer, this process acts alone, which costs a mint more and never an
-answer. Nothing here knows what a value means: its codec does.
+the rest; while it is away, this process acts alone, which costs a mint more and never an answer.
+What replicas must agree on is waited for until the store is known to be away, and told again when
+it is back. Nothing here knows what a value means: its codec does.
 """
 
 from __future__ import annotations
@@ -10,42 +11,36 @@ from __future__ import annotations
 import hashlib
 import random
 import uuid
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
 from broker.errors import Overloaded
 from broker.flights import Flights, Spawn
 from broker.schedule import Clock
+from broker.state.patience import Patience
+from broker.state.records import Codec
 from broker.state.remembered import MOST_ITEMS, Remembered
-from broker.state.store import Claim, Kept, Put, Store, StoreDown
+from broker.state.store import Claim, Kept, Put, Store, StoreDown, StoreFailed, Told
 
 _log = structlog.get_logger("state")
 V = TypeVar("V")
+T = TypeVar("T")
 _PAUSE = 0.05
 """Seconds between two looks for what another replica is making, doubled up to eight times that."""
 _LONGEST_PAUSE = 0.4
 CLAIM_SECONDS = 3.0
 """A claim's life, extended three times as often by its living owner: so what is claimed is being
 done, and a replica that was killed is waited for no longer than this."""
-
-
-class Codec(Protocol[V]):
-    """A value as bytes and back, wherever it was written."""
-
-    def write(self, value: V, seconds: float) -> bytes:
-        """seconds: for which it will be kept."""
-        ...
-
-    def read(self, raw: bytes, seconds: float) -> V:
-        """seconds: for which it will still be kept. Raises Unreadable."""
-        ...
-
-    def weight(self, value: V) -> int:
-        """About what it takes to remember, in the unit of the memory's bound."""
-        ...
+RECENT_SECONDS = 3.0
+"""What was told since is told once more: a server that takes over may lack its predecessor's last
+second, and nobody learns of it."""
+_TRIES = 3
+"""To tell of what was made, each as long as one is patient: it was made, and must not be lost."""
+_BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +69,22 @@ class Memory(Generic[V]):
         *,
         most: int = MOST_ITEMS,
         changes: bool = False,
-        durable: bool = False,
+        patience: Patience | None = None,
+        twice: bool = False,
     ) -> None:
         """changes: a value may be replaced, so that the store's is preferred to the one here.
-        durable: what the store could not be told it is told when it is back."""
+        patience: for what replicas must agree on: whoever asks waits so long for a store that may
+        be well, and a store that is back is told again. twice: see `RECENT_SECONDS`."""
         self._kind = kind
         self._codec = codec
         self._clock = clock
         self._store = store
         self._changes = changes
-        self._durable = durable
+        self._patience = patience
         self._spawn = spawn
+        self._twice = twice
+        self._recent: deque[tuple[float, str]] = deque()
+        self._untold: Remembered[bool] = Remembered(clock)
         self.here: Remembered[V] = Remembered(clock, most)
         self._flights: Flights[str, tuple[V, bool]] = Flights(spawn)
 
@@ -100,15 +100,20 @@ class Memory(Generic[V]):
         return found if known is None else known
 
     async def fetch(self, key: str) -> V | None:
-        """What the store has now; nothing where there is none or it does not answer."""
-        if self._store is None:
+        """What the store has now; nothing where there is none or it is away. Raises Overloaded
+        where replicas must agree and nothing is certain."""
+        store = self._store
+        if store is None:
             return None
         sent = self._clock.monotonic()
         try:
-            (kept,) = await self._store.get([self.name(key)])
+            (kept,) = await self._asked(lambda: store.get([self.name(key)]))
         except StoreDown:
             return None
         return self.learn(key, kept, sent)
+
+    async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await (call() if self._patience is None else self._patience.insist(call))
 
     def learn(self, key: str, kept: Kept | None, sent: float) -> V | None:
         """Takes over what the store had at monotonic `sent`."""
@@ -122,19 +127,78 @@ class Memory(Generic[V]):
             self.here.put(key, value, left, weight)
         return value
 
-    async def put(self, key: str, value: V, seconds: float) -> None:
-        """Remembers `value` for `seconds`; not at all for nought or less."""
+    async def put(self, key: str, value: V, seconds: float) -> bool:
+        """Remembers `value` for `seconds`; not at all for zero or less. Do all replicas know it
+        now, or will they learn it when they ask? Does not raise."""
         item = self.noted(key, value, seconds)
-        if item is not None and self._store is not None:
-            await tell(self._store, [item])
+        if item is None or self._store is None:
+            return True
+        try:
+            told = bool(await self._told(self._store, [item]))
+        except Overloaded:
+            told = False
+        if told:
+            self._untold.drop(key)
+        else:
+            self._untold.put(key, True, seconds)
+        return told
 
-    def noted(self, key: str, value: V, seconds: float, owner: str = "") -> Put | None:
+    def is_untold(self, key: str) -> bool:
+        """Is this remembered here, and the store has not been told yet?"""
+        return self._untold.get(key) is not None
+
+    async def _told(self, store: Store, items: list[Put]) -> list[bool]:
+        """For each, whether the store has it now; nothing where it is away. Raises Overloaded."""
+        try:
+            return await self._asked(lambda: store.put(items))
+        except StoreDown:
+            return []
+
+    async def tell_again(self, told: Told, everything: bool) -> None:
+        """Tells a store what is remembered here; not everything is what it was told just now.
+
+        Where the store has another value, that one counts from now on: replicas that have acted
+        alone agree again. Raises what `told` raises."""
+        keys = list(self.here) if everything else self._just_told()
+        for start in range(0, len(keys), _BATCH):
+            await self._tell_some(told, keys[start : start + _BATCH])
+
+    def _just_told(self) -> list[str]:
+        since = self._clock.monotonic() - RECENT_SECONDS
+        while self._recent and self._recent[0][0] < since:
+            self._recent.popleft()
+        return [key for _, key in self._recent]
+
+    async def _tell_some(self, told: Told, keys: Sequence[str]) -> None:
+        items: dict[str, Put] = {}
+        for key in keys:
+            value, seconds = self.here.look(key)
+            if value is not None:
+                raw = self._codec.write(value, seconds)
+                items[key] = Put(self.name(key), raw, seconds, only_new=True)
+        if not items:
+            return
+        taken = await told.put(list(items.values()))
+        others = [key for key, is_there in zip(items, taken, strict=True) if not is_there]
+        sent = self._clock.monotonic()
+        if others:
+            kept = await told.get([self.name(key) for key in others])
+            for key, one in zip(others, kept, strict=True):
+                self.learn(key, one, sent)
+        for key in items:
+            self._untold.drop(key)
+
+    def noted(
+        self, key: str, value: V, seconds: float, owner: str = "", *, only_new: bool = False
+    ) -> Put | None:
         """Remembers it here, and gives what the store is to be told."""
         self.here.put(key, value, seconds, self._codec.weight(value))
         if self._store is None or seconds <= 0:
             return None
+        if self._twice:
+            self._recent.append((self._clock.monotonic(), key))
         raw = self._codec.write(value, seconds)
-        return Put(self.name(key), raw, seconds, owner, self._durable)
+        return Put(self.name(key), raw, seconds, owner, only_new)
 
     async def forget(self, key: str, value: V) -> None:
         """Drops `value`, here and in the store, unless another has taken its place."""
@@ -180,7 +244,8 @@ class Memory(Generic[V]):
         that is at it. fits: is a remembered value what is wanted? also: what else the store is told
         in the same breath, after the value. alone: whoever has waited in vain runs `work` all the
         same, as once too often does no harm. lost: is told of a value that was made and that nobody
-        gets. Raises what `work` raises; Overloaded where another replica is at it for longer."""
+        gets. Raises what `work` raises; Overloaded where another replica is at it for longer, or
+        where replicas must agree and the store is uncertain."""
         run = _Run(work, keep, patience, fits, also, alone, lost)
         (value, made), mine = await self._flights.join(key, lambda: self._run(key, run))
         return value, mine and made
@@ -202,9 +267,11 @@ class Memory(Generic[V]):
             if claim is Claim.ACQUIRED:
                 extending = self._spawn(self._extend(self._store, key, owner))
             value = await run.work()
-            first = self.noted(key, value, run.keep(value), owner if extending else "")
+            alone = extending is None and self._patience is not None
+            holder = owner if extending else ""
+            first = self.noted(key, value, run.keep(value), holder, only_new=alone)
             items = [item for item in (first, *run.also()) if item is not None]
-            taken = await tell(self._store, items)
+            taken = await self._handed_over(self._store, items)
             if first and taken[:1] == [False]:
                 return await self._overtaken(self._store, key, run, owner, value)
             released = bool(extending and first and taken)
@@ -214,6 +281,15 @@ class Memory(Generic[V]):
                 extending.cancel()
             if not released:  # also after an error: it may have been taken all the same
                 await self._store.release(self.name(key), owner)
+
+    async def _handed_over(self, store: Store, items: list[Put]) -> list[bool]:
+        """What `_told` gives; with more patience, as there is something to lose."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._told(store, items)
+            except Overloaded:
+                continue
+        return await self._told(store, items)
 
     async def _overtaken(
         self, store: Store, key: str, run: _Run[V], owner: str, value: V
@@ -234,6 +310,12 @@ class Memory(Generic[V]):
             await self._clock.sleep(CLAIM_SECONDS / 3)
             extended = await store.extend(self.name(key), owner, CLAIM_SECONDS)
 
+    async def _claim(self, store: Store, key: str, owner: str) -> tuple[Claim, Kept | None]:
+        try:
+            return await self._asked(lambda: store.claim(self.name(key), owner, CLAIM_SECONDS))
+        except StoreFailed:
+            return Claim.ERROR, None
+
     async def _wait(
         self, store: Store, key: str, run: _Run[V], owner: str
     ) -> tuple[V | None, Claim]:
@@ -243,7 +325,7 @@ class Memory(Generic[V]):
         pause = _PAUSE
         while True:
             sent = self._clock.monotonic()
-            claim, kept = await store.claim(self.name(key), owner, CLAIM_SECONDS)
+            claim, kept = await self._claim(store, key, owner)
             found = self.learn(key, kept, sent)
             if found is not None and run.fits(found):
                 return found, claim
@@ -255,11 +337,3 @@ class Memory(Generic[V]):
                 )
             await self._clock.sleep(pause * (0.75 + random.random() / 2))  # noqa: S311  (jitter)
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-async def tell(store: Store, items: list[Put]) -> list[bool]:
-    """For each, whether the store has it now; nothing where it does not answer."""
-    try:
-        return await store.put(items)
-    except StoreDown:
-        return []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 
@@ -19,6 +19,22 @@ from broker.schedule import Clock
 from broker.strict import Unreadable, read_json
 
 V = TypeVar("V")
+
+
+class Codec(Protocol[V]):
+    """A value as bytes and back, wherever it was written."""
+
+    def write(self, value: V, seconds: float) -> bytes:
+        """seconds: for which it will be kept."""
+        ...
+
+    def read(self, raw: bytes, seconds: float) -> V:
+        """seconds: for which it will still be kept. Raises Unreadable."""
+        ...
+
+    def weight(self, value: V) -> int:
+        """About what it takes to remember, in the unit of the memory's bound."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ hour ago rotate, to its own caller, until its handle expires.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -44,6 +45,11 @@ class Remembered(Generic[V]):
         item = self._items.get(key)
         return None if item is None else item.value
 
+    def look(self, key: str) -> tuple[V | None, float]:
+        """A value and the seconds for which it will still be remembered."""
+        item = self._items.get(key)
+        return (None, 0.0) if item is None else (item.value, item.until - self._clock.monotonic())
+
     def put(self, key: str, value: V, seconds: float, size: int = 1) -> None:
         """Remembers `value` for `seconds`; not at all for nought or less, or if it is too large."""
         if seconds > 0 and size <= self._most:
@@ -51,6 +57,9 @@ class Remembered(Generic[V]):
 
     def drop(self, key: str) -> None:
         self._items.pop(key, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._items))
 
     def __len__(self) -> int:
         return len(self._items)

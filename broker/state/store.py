@@ -7,7 +7,7 @@ knows that it may be down at any moment, for which there is an answer of its own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -16,7 +16,12 @@ from limits.aio.storage import SlidingWindowCounterSupport
 
 
 class StoreDown(Exception):
-    """The store did not answer within its deadline, or with an error. Act alone."""
+    """The store has been away for seconds: act alone."""
+
+
+class StoreFailed(StoreDown):
+    """One call failed, and the store may be well. A caller that needs to know tries again, until it
+    succeeds or the store counts as away; one that does not need to know acts alone."""
 
 
 class Claim(Enum):
@@ -38,20 +43,41 @@ class Kept:
 @dataclass(frozen=True, slots=True)
 class Put:
     """Something to keep. owner: of a claim under the same name, which this releases; "" for none.
-    Where another has it by now, or has put something there, this is not put.
+    Where another owner has it by now, or has put another value there, this is not put.
 
-    durable: where the store is down, it is told later, when it is back."""
+    only_new: not put where there is another value already."""
 
     name: str
     value: bytes
     seconds: float
     owner: str = ""
-    durable: bool = False
+    only_new: bool = False
+
+
+class Told(Protocol):
+    """The two calls of a store that work while it is withheld from everybody else, because it has
+    just come back: so that it can be told again what it may have lost. Both raise for any
+    failure."""
+
+    async def get(self, names: Sequence[str]) -> list[Kept | None]: ...
+
+    async def put(self, items: Sequence[Put]) -> list[bool]: ...
+
+
+Again = Callable[[Told, bool], Awaitable[None]]
+"""Tells a store again what it must know: all of it, or what it was told in the last seconds."""
 
 
 class Store(Protocol):
-    """Every call ends within a deadline under a second. Names are the caller's; values are sealed
-    on the way, with the name as associated data. What does not open is not there."""
+    """Every call ends within a deadline under a second of running time (see `loop_time`). Names are
+    the caller's; values are sealed on the way, with the name as associated data. What does not open
+    is not there. "Raises StoreDown" includes StoreFailed."""
+
+    def when_back(self, again: Again) -> None:
+        """again: called about every second while the store is well, for what was told just now; and
+        for all whenever the store was away, has lost data or is another server, before anybody
+        else may use it again."""
+        ...
 
     async def get(self, names: Sequence[str]) -> list[Kept | None]:
         """In the order of `names`, in one round trip. Raises StoreDown."""
@@ -67,8 +93,8 @@ class Store(Protocol):
 
     async def claim(self, name: str, owner: str, seconds: float) -> tuple[Claim, Kept | None]:
         """Claims the making of what will be under a name, for `seconds` from now; ACQUIRED too
-        where it is this owner's already. And what is there now. ERROR where the store is down: this
-        does not raise."""
+        where it is this owner's already. And what is there now. ERROR where the store is away;
+        raises StoreFailed where this call failed."""
         ...
 
     async def extend(self, name: str, owner: str, seconds: float) -> bool:

@@ -12,24 +12,23 @@ import asyncio
 import functools
 import ssl
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
-from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 from yarl import URL
 
 from broker.errors import BrokerError, UpstreamNonsense, UpstreamTimeout, UpstreamUnavailable
+from broker.loop_time import Limit, LoopTime
 
 BODY_LIMIT = 1 << 20
 """Bytes: tokens and key sets are a few KiB; anything near this is a fault or an attack."""
-_LEAST = 0.001
-"""Seconds: aiohttp takes nought for "as long as you like"."""
-_CONNECT_SHARE = 0.95
-"""Of the deadline, for getting a connection: where time runs out there, nothing was sent, and that
-can be told from an answer that did not come only if it ends first."""
+_UNLIMITED = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+"""The library's own timers fire before what lies in the socket is read: the limit is ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,8 @@ class Transport(Protocol):
         timeout: float,  # noqa: ASYNC109  (a deadline for one exchange, not for a scope)
         limit: int = BODY_LIMIT,
     ) -> Answer:
-        """One request, one whole answer, within `timeout` seconds and `limit` bytes of body.
+        """One request, one whole answer, within `timeout` seconds of running time (`loop_time`) and
+        `limit` bytes of body.
 
         url is sent as it is (already percent-encoded). Raises NotSent when it was certainly not
         sent, UpstreamUnavailable when it never can be, UpstreamTimeout when it may have happened,
@@ -71,12 +71,40 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(slots=True)
+class _Exchange:
+    """One request on its way. is_connected: it has a connection, so that it may be sent."""
+
+    limit: Limit
+    more: float
+    is_connected: bool = False
+
+    def connected(self) -> None:
+        """From now on the answer is waited for, `more` seconds longer than a connection."""
+        self.is_connected = True
+        self.limit.extend(self.more)
+
+
+_under_way: ContextVar[_Exchange] = ContextVar("exchange")
+
+
 class _Connector(aiohttp.TCPConnector):
-    """A pool that does not use a connection again on which something was said while it was idle.
+    """A pool that tells when a request gets its connection, and does not use a connection again on
+    which something was said while it was idle.
 
     aiohttp would take that for the answer to the next request: a balancer's 408, or after a slip of
     the upstream a session token that is another caller's. `_get` is not public; a test notices.
     """
+
+    async def connect(
+        self,
+        req: ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  (the library's signature)
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        _under_way.get().connected()
+        return connection
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         while (found := await super()._get(key, traces)) is not None:
@@ -101,8 +129,10 @@ class AiohttpTransport:
         max_connections: int = 512,
         idle_seconds: float = 55.0,
         connect_seconds: float = 3.0,
+        loop_time: LoopTime | None = None,
     ) -> None:
         self._connect = connect_seconds
+        self._loop_time = loop_time or LoopTime()
         self._session = aiohttp.ClientSession(
             connector=_Connector(
                 limit=0,
@@ -129,22 +159,27 @@ class AiohttpTransport:
         timeout: float,  # noqa: ASYNC109  (a deadline for one exchange, not for a caller's scope)
         limit: int = BODY_LIMIT,
     ) -> Answer:
-        limits = aiohttp.ClientTimeout(
-            total=max(timeout, _LEAST),
-            connect=max(timeout, _LEAST) * _CONNECT_SHARE,
-            sock_connect=self._connect,
-            ceil_threshold=1e9,
-        )
+        first = min(timeout, self._connect)
+        limit_of_time = self._loop_time.limit(first)
+        exchange = _Exchange(limit_of_time, timeout - first)
+        _ = _under_way.set(exchange)
         try:
-            async with self._session.request(
-                method,
-                _url(url),
-                headers=headers,
-                data=body,
-                allow_redirects=False,
-                timeout=limits,
-            ) as response:
+            async with (
+                limit_of_time,
+                self._session.request(
+                    method,
+                    _url(url),
+                    headers=headers,
+                    data=body,
+                    allow_redirects=False,
+                    timeout=_UNLIMITED,
+                ) as response,
+            ):
                 return Answer(response.status, response.headers, await self._read(response, limit))
+        except TimeoutError as exc:
+            if not exchange.is_connected:
+                raise NotSent("The upstream cannot be reached.", cause="no connection") from exc
+            raise _translated(exc) from exc
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             raise _translated(exc) from (exc if isinstance(exc, _TELLS_NOTHING) else None)
 
