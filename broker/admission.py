@@ -26,8 +26,8 @@ import structlog
 
 from broker.errors import Overloaded
 
-TURN_SECONDS = 0.01
-"""Of the processor, for one turn of a full loop. A mint takes some ten turns, so 0.1 s; a refusal
+TURN_SECONDS = 0.005
+"""Of the processor, for one turn of a full loop. A mint takes some twenty turns, so 0.1 s; a refusal
 takes one or two."""
 MOST_AT_ONCE = 64
 """Requests that begin in one turn, while turns are short."""
@@ -42,7 +42,8 @@ OLDEST_SECONDS = 1.0
 """After which a first mint that rotations have overtaken is refused."""
 _FIRST_GUESS = 300.0
 """Requests a second, until the first queue shows it."""
-_SMOOTHING = 0.1
+_FORGETTING = 0.98
+"""Of what was counted, kept from one turn to the next: the rate is that of the last fifty turns."""
 _TOLD_EVERY_SECONDS = 1.0
 
 _log = structlog.get_logger("admission")
@@ -80,7 +81,7 @@ class Admission:
         self._queues: tuple[deque[_Waiting], deque[_Waiting]] = (deque(), deque())
         self._portion = float(MOST_AT_ONCE)
         self._begun = 0
-        self._rate = _FIRST_GUESS
+        self._begun_lately, self._seconds_lately = _FIRST_GUESS / 10, 0.1
         self._armed = False
         self._turn_began = (0.0, 0.0)
         self._waits_since: float | None = None
@@ -121,8 +122,13 @@ class Admission:
         return Overloaded(
             "More is asked for than can be done in time.",
             cause="not admitted",
-            retry_after=1.0 + 3.0 * random.random(),  # noqa: S311  (jitter)
+            retry_after=4.0 * random.random(),  # noqa: S311  (jitter; told as 1 to 4 s)
         )
+
+    @property
+    def _rate(self) -> float:
+        """Requests that begin in a second, while others wait."""
+        return self._begun_lately / self._seconds_lately
 
     def _stands(self) -> bool:
         now = self._monotonic()
@@ -143,8 +149,8 @@ class Admission:
         self._adapt(processor - before)
         begun = self._begin(now)
         if self._waits_since is not None and now > began:
-            rate = begun / (now - began)
-            self._rate += (rate - self._rate) * _SMOOTHING
+            self._begun_lately = self._begun_lately * _FORGETTING + begun
+            self._seconds_lately = self._seconds_lately * _FORGETTING + now - began
         waits = any(self._queues)
         if not waits:
             self._waits_since = None
