@@ -38,6 +38,11 @@ class Server:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    def kill(self) -> None:
+        """At once, as a machine that is lost."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         self._process.terminate()
         try:
@@ -73,23 +78,40 @@ def started(
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """`python -m …`, listening. err: where its standard error goes, shown if it fails to start."""
-    with err.open("wb") as err_file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err_file,
-            env={**os.environ, **(env or {})},
-        )
-    server = Server(process, port, core)
+    command = [sys.executable, "-m", *arguments]
+    server = launched(command, port, core, out=out, err=err, env=env)
     try:
-        _until_listening(server, port, err)
+        until_listening(server, port, err)
         yield server
     finally:
         server.stop()
 
 
-def _until_listening(server: Server, port: int, err: Path) -> None:
+def launched(
+    command: Sequence[str],
+    port: int,
+    core: set[int],
+    *,
+    out: IO[bytes] | int = subprocess.DEVNULL,
+    err: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Server:
+    """Any command, that will listen some time after this; whoever calls stops it."""
+    with err.open("ab") as err_file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err_file,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+        )
+    return Server(process, port, core)
+
+
+def until_listening(server: Server, port: int, err: Path) -> None:
+    """Raises NotStarted."""
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end and server.running():
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
