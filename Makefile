@@ -107,6 +107,10 @@ client-types: typescript ## write broker/client/client.d.ts anew, from client.js
 bench: $(VENV)/.dev ## measure against bare Starlette and a naive broker, in one run
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+.PHONY: overload
+overload: $(VENV)/.dev system ## offered load against goodput, two replicas; ARGS="--against DIR --plot X.png …"
+	$(BIN)/python -m benchmarks.overload $(ARGS)
+
 .PHONY: audit
 audit: $(VENV)/.dev ## look the locked packages up in the vulnerability databases (needs the network)
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock

@@ -5,5 +5,7 @@ variants in turns in one run: a shared machine is never the same twice, so only 
 minutes of each other mean anything. The figure is CPU time of the server's process per request, as
 the kernel counts it; sandbox and load generator are processes of their own and do not count.
 
-Nothing here is imported by the broker or its tests, and nothing here may reach beyond loopback.
+`make overload` asks more of two replicas than they can do (see `overload`).
+
+Nothing here is imported by the broker, and nothing here may reach beyond loopback.
 """
