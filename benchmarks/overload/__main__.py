@@ -23,14 +23,14 @@ from benchmarks.overload.world import HERE, REST, deployments
 from benchmarks.processes import NotStarted
 
 _LOADS = "0.5,0.75,1,1.5,2,3"
-_SECONDS, _SECONDS_WITH_KILL = 10.0, 16.0
-"""A replica that is killed in the middle is ready again some four seconds later."""
+_SECONDS, _SECONDS_WITH_KILL = 10.0, 20.0
+"""A replica that is killed in the middle is ready again some six seconds later."""
 
 
 def _parsed(argv: list[str] | None) -> tuple[Settings, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="make overload ARGS=…", description=__doc__)
     add = parser.add_argument
-    add("--seconds", type=float, help="of each load (10; with --kill 16)")
+    add("--seconds", type=float, help="of each load (10; with --kill 20)")
     add("--pause", type=float, default=2.0, help="seconds between loads (2)")
     add("--loads", default=_LOADS, help=f"multiples of the peak, ascending ({_LOADS})")
     add("--afterwards", type=float, default=15.0, help="seconds to watch recovery (15; 0 not)")

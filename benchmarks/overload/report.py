@@ -19,9 +19,10 @@ from benchmarks.overload.world import IS_PINNED, REST, TESTED
 
 _COLUMNS = (
     ("load", 6), ("", 8), ("offered/s", 10), ("goodput/s", 10), ("of peak", 8), ("in 0.5 s", 9),
+    ("a CPU s", 8),
     ("p50 ms", 8), ("p99 ms", 8), ("p99.9 ms", 9), ("slowest", 8), ("refused", 8), ("p50 ms", 7),
     ("p99 ms", 7), ("held", 6), ("first", 6), ("gave up", 8), ("lost", 5), ("WRONG", 6),
-    ("brokers", 8), ("generator", 10), ("others", 7),
+    ("brokers", 8), ("neighbours", 11), ("generator", 10), ("others", 7),
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def _peaks(found: dict[str, Any]) -> Iterator[str]:
         use = peak["use"]
         yield (
             f"peak of {name}: {peak['goodput']:.0f}/s ({by} connections); then the brokers had "
-            f"{_percent(use['brokers'])} of their core"
+            f"{_percent(use['brokers'])} of their core: {peak['goodput_per_cpu']:.0f} a CPU second"
         )
     yield f"offered: multiples of {found['reference']:.0f} requests a second"
 
@@ -67,12 +68,13 @@ def _row(step: dict[str, Any]) -> str:
     cells = (
         f"{step['load']:g} x", step["deployment"], f"{step['rate']:.0f}", f"{step['goodput']:.0f}",
         _percent(step["goodput_share"]), f"{step['good_in_time']:.0f}",
+        f"{step['goodput_per_cpu']:.0f}",
         _ms(answered["p50"]), _ms(answered["p99"]), _ms(answered["p99.9"]),
         _ms(answered["slowest"]), _percent(step["refused_share"]),
         _ms(refusals["p50"]), _ms(refusals["p99"]),
         _percent(step["share_held"]), _percent(step["share_first"]),
         str(step["gave_up"]), str(step["lost"]), str(sum(step["reasons"].values())),
-        _percent(use["brokers"]), _percent(use["generator"]),
+        _percent(use["brokers"]), _percent(use["neighbours"]), _percent(use["generator"]),
         _percent(use["upstream"] + use["redis"]),
     )  # fmt: skip
     return "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
@@ -106,9 +108,10 @@ def _again(after: dict[str, Any]) -> str:
 
 
 def _kill(kill: dict[str, Any]) -> str:
-    late = "" if kill["ready_within_step"] else " (the load was over by then)"
-    stays = f"{kill['later_not_ready']} of {kill['later_polls']} later polls said it was not"
-    return f"ready {kill['ready_after']:.1f} s after its start{late}; {stays}"
+    told = f"ready {kill['ready_after']:.1f} s after its start"
+    if not kill["ready_within_step"]:
+        return f"{told}, when the step was over: give it more --seconds"
+    return f"{told}; of {kill['later_polls']} later polls {kill['later_not_ready']} found it not so"
 
 
 def _legend(settings: Settings, seconds: float) -> Iterator[str]:
@@ -130,12 +133,13 @@ def _legend(settings: Settings, seconds: float) -> Iterator[str]:
     )
     yield (
         "goodput: right answers that came within the step. in 0.5 s: right answers of which each "
-        "took no longer. refused: 503 with Retry-After, with the time to be told so."
+        "took no longer. a CPU s: right answers for each second of CPU that the brokers had."
     )
+    yield ("refused: 503 with Retry-After, with the time to be told so.")
     yield (
         "held, first: of what was asked by those who hold a session, and of first mints, how much "
         "was answered right. brokers, generator, others (Redis and "
-        "upstream): shares of one core."
+        "upstream): shares of one core. neighbours: of the brokers' core, what somebody else had."
     )
     yield f"{seconds:.0f} s in all."
 

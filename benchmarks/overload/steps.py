@@ -141,11 +141,18 @@ async def _peak(driver: Driver, settings: Settings, progress: Progress) -> dict[
         goodput = told["phases"][0]["goodput"]
         tried.append(
             {"connections": connections, "goodput": goodput, "wrong": told["wrong"]}
-            | {"refused": told["phases"][0]["refused"], "use": await watched}
+            | {"refused": told["phases"][0]["refused"], "use": (used := await watched)}
+            | {"goodput_per_cpu": _per_cpu(goodput, used)}
         )
         await asyncio.sleep(0.5)
     best = max(tried, key=lambda one: float(one["goodput"]))
-    return {"goodput": best["goodput"], "use": best["use"], "tried": tried}
+    return {**best, "tried": tried}
+
+
+def _per_cpu(goodput: float, used: dict[str, float]) -> float:
+    """Right answers for each second of CPU that the brokers had: whoever else is on the machine
+    takes from the goodput, but hardly from this."""
+    return goodput / used["brokers"] if used["brokers"] else 0.0
 
 
 async def _step(
@@ -159,15 +166,16 @@ async def _step(
     watched = asyncio.create_task(use.after(settings.seconds))
     killed = asyncio.create_task(_killed(driver, settings.seconds)) if settings.kill else None
     told = await driver.ask("open", phases=phases)
-    found = told["phases"]
+    found, used = told["phases"], await watched
     return {
         "deployment": driver.deployment.name,
         "load": load,
         **found[0],
         "goodput_share": found[0]["goodput"] / reference,
+        "goodput_per_cpu": _per_cpu(found[0]["goodput"], used),
         "reasons": told["wrong"],
         "lines": told["lines"],
-        "use": {**await watched, "generator": told["cpu_share"][0]},
+        "use": {**used, "generator": told["cpu_share"][0]},
         "afterwards": found[1] if len(found) > 1 else None,
         "kill": await killed if killed is not None else None,
     }
@@ -217,11 +225,9 @@ class _Use:
         await asyncio.sleep(seconds)
         now = self._now()
         wall = now["wall"] - self._before["wall"]
-        return {
-            name: round((now[name] - self._before[name]) / wall, 3)
-            for name in now
-            if name != "wall"
-        }
+        used = {name: (now[name] - self._before[name]) / wall for name in now if name != "wall"}
+        used["neighbours"] = max(0.0, used["core_of_brokers"] - used["brokers"])
+        return {name: round(share, 3) for name, share in used.items()}
 
     def _now(self) -> dict[str, float]:
         sandbox, redis = self._deployment.helpers
@@ -230,7 +236,7 @@ class _Use:
             "brokers": self._deployment.cpu(),
             "upstream": sandbox.cpu(),
             "redis": redis.cpu(),
-            "cores_of_brokers": _busy(TESTED),
+            "core_of_brokers": _busy(TESTED),
             "cores_of_the_rest": _busy(REST),
         }
 
