@@ -26,19 +26,25 @@ import structlog
 
 from broker.errors import Overloaded
 
-TURN_SECONDS = 0.005
-"""Of the processor, for one turn of a full loop. A mint takes some twenty turns, so 0.1 s; a refusal
-takes one or two."""
-MOST_AT_ONCE = 64
+TURN_SECONDS = 0.002
+"""Of the processor, for one turn of a full loop. A mint takes some forty turns, so 0.1 s, and twice
+that where two replicas share a core; a refusal takes one or two."""
+MOST_AT_ONCE = 64.0
 """Requests that begin in one turn, while turns are short."""
-BURST_SECONDS = 0.5
+LEAST_AT_ONCE = 0.5
+"""However long turns are, for whatever reason: what is under way then is what begins in some forty
+turns, and takes as long as twenty requests cost."""
+MOST_WAITING = 64
+"""That may wait however slow the loop is: a few dozen callers, each of whom waits for an answer
+before asking again, are never refused."""
+BURST_SECONDS = 0.6
 """Of work that may wait, where the queue was empty a moment ago: a crowd that comes together."""
-STANDING_SECONDS = (0.2, 0.05)
-"""The same where the queue has not been empty for `BURST_SECONDS`, by urgency. A standing queue
-only makes everybody wait; it needs to be just long enough that the loop never finds it empty."""
+STANDING_SECONDS = (0.4, 0.2)
+"""The same where the queue has not been empty for `BURST_SECONDS`, by urgency: with what is under
+way, answers come within a second."""
 CALM_SECONDS = 1.0
 """Without a refusal, after which a queue counts as a burst again."""
-OLDEST_SECONDS = 1.0
+OLDEST_SECONDS = 2.0
 """After which a first mint that rotations have overtaken is refused."""
 _FIRST_GUESS = 300.0
 """Requests a second, until the first queue shows it."""
@@ -79,7 +85,8 @@ class Admission:
         self._monotonic = monotonic
         self._processor = processor
         self._queues: tuple[deque[_Waiting], deque[_Waiting]] = (deque(), deque())
-        self._portion = float(MOST_AT_ONCE)
+        self._portion = MOST_AT_ONCE
+        self._credit = 0.0
         self._begun = 0
         self._begun_lately, self._seconds_lately = _FIRST_GUESS / 10, 0.1
         self._armed = False
@@ -96,7 +103,7 @@ class Admission:
         if not waiting:
             return False
         most = STANDING_SECONDS[urgency] if self._stands() else BURST_SECONDS
-        return waiting > max(1.0, most * self._rate)
+        return waiting >= max(MOST_WAITING, most * self._rate)
 
     async def enter(self, urgency: Urgency, is_gone: Callable[[], bool]) -> None:
         """Waits until the request may begin. is_gone: has its caller left? Raises Overloaded."""
@@ -162,14 +169,17 @@ class Admission:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _adapt(self, spent: float) -> None:
+        """The portion: of requests that begin in a turn, and less than one where each turn is
+        long."""
         if spent > TURN_SECONDS:
-            self._portion = max(1.0, self._portion * max(0.5, TURN_SECONDS / spent))
+            self._portion = max(LEAST_AT_ONCE, self._portion * max(0.8, TURN_SECONDS / spent))
         else:
-            self._portion = min(float(MOST_AT_ONCE), self._portion + 1.0)
+            self._portion = min(MOST_AT_ONCE, self._portion * 1.1 + 0.05)
 
     def _begin(self, now: float) -> int:
         """Lets a portion of those who wait begin. How many?"""
-        begun, most = 0, int(self._portion)
+        self._credit = min(self._credit, 1.0) + self._portion
+        begun, most = 0, int(self._credit)
         for queue in self._queues:
             while queue and begun < most:
                 waiting = queue.popleft()
@@ -178,6 +188,7 @@ class Admission:
                 in_time = now - waiting.began <= OLDEST_SECONDS and not waiting.is_gone()
                 waiting.turn.set_result(in_time)
                 begun += in_time
+        self._credit -= begun
         return begun
 
     def _tell(self) -> None:
