@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from tests.chaos import config
+from tests.chaos import config, runner
 from tests.chaos.judge import CUT, UPSTREAM_DOWN, Answer, Judge
 from tests.chaos.rows import ROWS
 from tests.chaos.runner import run
-from tests.chaos.stage import Form, Row, Told
+from tests.chaos.stage import Form, Row, Stage, Told
+from tests.chaos.world import Kind
 
 FORM = Form(short=True, rate=30.0, lanes=3)
 LONGEST = 300.0
@@ -147,6 +148,42 @@ def test_the_judge_forgives_only_what_a_row_allows(
     judge.see(answered(status, outcome, **changes))
     assert len(judge.wrong) == bool(fault)
     assert all(fault in reason for reason in judge.wrong)
+
+
+def test_the_judge_stops_allowing_when_the_time_is_over() -> None:
+    """What a fault may do in its first seconds it may not do later, nor to another kind; and what
+    is allowed to every request does not allow a token that the upstream does not know."""
+    judge, some = Judge(), frozenset({"overloaded"})
+    with judge.allowing(seconds=60, nmi=some), judge.allowing(seconds=0, flow=some):
+        assert judge.allowed("nmi") == some
+        assert not judge.allowed("flow")
+    with judge.allowing(every=some):
+        assert judge.allowed("flow") == some
+        assert not judge.allowed("unknown")
+    assert not judge.allowed("nmi")
+
+
+def test_rows_that_take_the_processor_run_last_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a row begins when all others have ended, however many worlds run side by side."""
+    events: list[str] = []
+
+    async def group(rows: list[Row], form: Form, ended: Any) -> list[Told]:
+        events.append(f"+{rows[0].kind.name}")
+        await asyncio.sleep(0.01)
+        events.append(f"-{rows[0].kind.name}")
+        return [Told(row, Judge()) for row in rows]
+
+    async def nothing(stage: Stage) -> None:
+        """Is never run."""
+
+    rows = [
+        Row(name, "", "", Kind(name), nothing, alone=name in "ab") for name in ("a", "c", "b", "d")
+    ]
+    monkeypatch.setattr(runner, "_group", group)
+    told = asyncio.run(runner.run(rows, FORM))
+    assert [one.row.name for one in told] == ["a", "c", "b", "d"]
+    assert set(events[:4]) == {"+c", "-c", "+d", "-d"}
+    assert events[4:] == ["+a", "-a", "+b", "-b"]
 
 
 def test_the_judge_knows_a_life_that_is_not_there() -> None:

@@ -6,13 +6,16 @@ import argparse
 import asyncio
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos import report
+from tests.chaos.process import busy_neighbours
 from tests.chaos.rows import ROWS
 from tests.chaos.runner import run
-from tests.chaos.stage import Form, Told
+from tests.chaos.stage import Form, Row, Told
 
 
 def told_of(told: Told) -> None:
@@ -30,7 +33,28 @@ def told_of(told: Told) -> None:
     return None
 
 
-def main() -> int:
+async def all_runs(
+    rows: Sequence[Row], form: Form, repeat: int, neighbours: int
+) -> list[list[Told]]:
+    """Each run has worlds of its own; busy neighbours stay beside them all."""
+    with tempfile.TemporaryDirectory(prefix="chaos-neighbours-") as directory:
+        async with busy_neighbours(neighbours, Path(directory)):
+            return [await run(rows, form, told_of) for _ in range(repeat)]
+
+
+def summary(runs: Sequence[Sequence[Told]]) -> None:
+    """How each row went in each run."""
+    for each in zip(*runs, strict=True):
+        held = sum(told.held for told in each)
+        wrong = " ".join(str(told.judge.wrong_answers) for told in each)
+        busy = " ".join(str(told.judge.outcomes["overloaded"]) for told in each)
+        print(
+            f"{each[0].row.name:22} held {held} of {len(each)}; wrong answers by run: {wrong}; "
+            f"503 overloaded by run: {busy}"
+        )
+
+
+def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--short", action="store_true", help="the form that `make test` has")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows")
@@ -41,21 +65,32 @@ def main() -> int:
     parser.add_argument("--rate", type=float, metavar="N", help="operations a second")
     parser.add_argument("--lanes", type=int, default=1, metavar="N", help="worlds side by side")
     parser.add_argument("--report", type=Path, metavar="PATH", help="write Markdown there")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="run each row N times")
+    parser.add_argument(
+        "--neighbours", type=int, default=0, metavar="N", help="busy processes beside the whole run"
+    )
     options = parser.parse_args()
+    if unknown := set(options.only or []) - {row.name for row in ROWS}:
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    return options
+
+
+def main() -> int:
+    options = options_of()
     if options.list:
         for row in ROWS:
             print(f"{row.name:22} {row.done}: {row.holds}")
         return 0
-    names = options.only or [row.name for row in ROWS]
-    if unknown := set(names) - {row.name for row in ROWS}:
-        parser.error(f"no such row: {', '.join(sorted(unknown))}")
-    rows = [row for row in ROWS if row.name in names]
+    rows = [row for row in ROWS if row.name in (options.only or [row.name])]
     started = time.time()
     rate = options.rate or (40.0 if options.short else 80.0)
     form = Form(options.short, rate, options.lanes, options.soak)
     # Whoever ends the suite ends its worlds too: as Ctrl-C does, by the way of their `finally`.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    results = asyncio.run(run(rows, form, told_of))
+    runs = asyncio.run(all_runs(rows, form, options.repeat, options.neighbours))
+    results = [told for each in runs for told in each]
+    if options.repeat > 1:
+        summary(runs)
     if options.report:
         options.report.write_text(report.markdown(results, started, form))
     failed = [told.row.name for told in results if not told.held]

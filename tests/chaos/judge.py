@@ -45,6 +45,9 @@ GONE = "410 after an end"
 LATE = config.BUDGET + 1.0
 """Seconds after which an answer is wrong, whatever it says."""
 UPSTREAM_DOWN = frozenset({"upstream-unavailable", "upstream-timeout"})
+BUSY = frozenset({"overloaded"})
+ASKED = ("nmi", "flow", "rotate", "ended", "end", "access")
+"""The kinds of requests that there are."""
 _OF_THE_DEAD = UPSTREAM_DOWN | {CUT, SILENT, "request-timeout"}
 
 
@@ -68,6 +71,14 @@ class Answer:
     @property
     def ok(self) -> bool:
         return self.outcome == "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowance:
+    """What a row allows by kind, up to a monotonic time."""
+
+    outcomes: dict[str, frozenset[str] | set[str]]
+    until: float
 
 
 @dataclass
@@ -98,28 +109,38 @@ class Judge:
     skewed_at: float = 0.0
     """When that was set: of what was minted before nothing is said."""
     _owners: dict[str, tuple[str, float]] = field(default_factory=dict)
-    _allowed: dict[str, frozenset[str]] = field(default_factory=dict)
+    late: float = LATE
+    """Seconds after which an answer is wrong; more where the callers themselves are kept waiting."""
+    _allowed: list[_Allowance] = field(default_factory=list)
     _recent: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=4000))
 
     # --- what a row says ----------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def allowing(self, **outcomes: frozenset[str] | set[str]) -> Iterator[None]:
-        """Meanwhile answers of these kinds may be these problems; `every` is for all kinds."""
-        before = self._allowed
-        self._allowed = {
-            kind: frozenset(before.get(kind, frozenset()) | outcomes.get(kind, frozenset()))
-            for kind in before.keys() | outcomes.keys()
-        }
+    def allowing(
+        self, *, seconds: float = math.inf, **outcomes: frozenset[str] | set[str]
+    ) -> Iterator[None]:
+        """Meanwhile answers of these kinds may be these problems; `every` is for all kinds of
+        requests. seconds: how long at the most."""
+        allowance = _Allowance(outcomes, time.monotonic() + seconds)
+        self._allowed.append(allowance)
         try:
             yield
         finally:
-            self._allowed = before
+            self._allowed.remove(allowance)
 
     def allowed(self, kind: str, target: str = "") -> frozenset[str]:
-        none: frozenset[str] = frozenset()
-        more = _OF_THE_DEAD if target in self.excused else none
-        return self._allowed.get(kind, none) | self._allowed.get("every", none) | more
+        # A token that the upstream does not know ("unknown") is no answer to a request.
+        kinds = {kind, "every"} if kind in ASKED else {kind}
+        now = time.monotonic()
+        told = [
+            problems
+            for allowance in self._allowed
+            if now < allowance.until
+            for name, problems in allowance.outcomes.items()
+            if name in kinds
+        ]
+        return frozenset().union(*told, _OF_THE_DEAD if target in self.excused else ())
 
     def skewing(self) -> None:
         """The upstream's clock is about to be set: nothing is said of lives until it was."""
@@ -161,7 +182,7 @@ class Judge:
 
     def _faults(self, answer: Answer) -> Iterator[str]:
         silent = SILENT in answer.allowed
-        if answer.seconds > LATE and answer.status and not silent:
+        if answer.seconds > self.late and answer.status and not silent:
             yield f"answered after {answer.seconds:.1f} s ({answer.outcome})"
         if answer.status == 0:
             if answer.outcome not in answer.allowed:

@@ -89,6 +89,8 @@ class Load:
         self._jwts = {name: page_jwt(name) for name in (f"u{i}" for i in range(SUBJECTS))}
         self._service = jwt("services", "reports", client_id="reports")
         self._chains: deque[Chain] = deque(maxlen=400)
+        self.ended: deque[Chain] = deque(maxlen=20)
+        """What callers have ended last, told 204, or 503 as the store did not know it yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.skipped = 0
         self.strangers = 0
@@ -193,6 +195,8 @@ class Load:
         if chain is None:
             return await self._do_nmi()
         ended = await self.end(chain, self._target())
+        if ended.ok or ended.outcome == "overloaded":
+            self.ended.append(chain)
         if not ended.ok:
             return None
         again = await self.rotate("ended", chain, self._target())
@@ -216,8 +220,9 @@ class Load:
         self, profile: str, subject: str, key: str = "", target: str = "", token: str = ""
     ) -> Answer:
         """A client of good manners: where the line was cut, it asks once more, elsewhere, under the
-        same key."""
-        key = key or str(uuid.uuid4())
+        same key. NMI's mints always have one; Flow's have none, unless told, and so need no store."""
+        if not key and profile != "flow":
+            key = str(uuid.uuid4())
         target = target or self._target()
         path = f"/v1/profiles/{profile}/sessions"
         token = token or self._jwts[subject]

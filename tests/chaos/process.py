@@ -15,8 +15,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,11 @@ class Process:
             self._popen.kill()
         await self.ended()
 
+    def cpu(self) -> float:
+        """Seconds of processor time that it has had."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def rss(self) -> float:
         """Resident memory in MB."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
@@ -121,6 +127,19 @@ def _from(path: Path, start: int) -> str:
     with path.open("rb") as file:
         file.seek(start)
         return file.read().decode(errors="replace")
+
+
+@contextlib.asynccontextmanager
+async def busy_neighbours(count: int, directory: Path) -> AsyncIterator[None]:
+    """Meanwhile this many processes want a processor each, and get their share of what there is."""
+    command = [sys.executable, "-c", "while True: pass"]
+    started: list[Process] = []
+    try:
+        started.extend(Process(f"neighbour-{i}", command, directory) for i in range(count))
+        yield
+    finally:
+        for process in started:
+            await process.kill()
 
 
 def many_files() -> None:

@@ -1,4 +1,7 @@
-"""Runs rows: those that allow it one after the other in one world, several worlds side by side."""
+"""Runs rows: those of one kind one after the other in one world, several worlds side by side.
+
+Rows that take the processor from their neighbours come last, and then have none.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,16 @@ async def run(
 ) -> list[Told]:
     """ended: told of each row as it ends."""
     many_files()
-    waiting: list[list[Row]] = groups(rows)
+    waiting = groups([row for row in rows if not row.alone])
+    last = groups([row for row in rows if row.alone])
     results: list[Told] = []
 
-    async def lane() -> None:
-        while waiting:
-            results.extend(await _group(waiting.pop(0), form, ended))
+    async def lane(left: list[list[Row]]) -> None:
+        while left:
+            results.extend(await _group(left.pop(0), form, ended))
 
-    await asyncio.gather(*(lane() for _ in range(form.lanes)))
+    await asyncio.gather(*(lane(waiting) for _ in range(form.lanes)))
+    await lane(last)
     order = [row.name for row in rows]
     return sorted(results, key=lambda told: order.index(told.row.name))
 

@@ -27,13 +27,15 @@ CALM = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table. done, holds: sentences for the report. short: part of `make test`."""
+    """A line of the table. done, holds: sentences for the report. alone: it takes the processor
+    from whatever runs beside it, and so is run when all other rows have ended."""
 
     name: str
     done: str
     holds: str
     kind: Kind
     run: Callable[[Stage], Awaitable[None]]
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,10 @@ class Stage:
         self.must(judge.requests, "no request was sent")
         if self.load.skipped:
             self.note(f"{self.load.skipped} operations not started, as too many were under way")
+        if busy := judge.outcomes["overloaded"]:
+            self.note(
+                f"{busy} of {judge.requests} answers said 503 overloaded, and when to come again"
+            )
         for broker in self.world.brokers:
             if not (broker.process and broker.up.running):
                 self.fail(f"broker {broker.index} does not run")
