@@ -8,12 +8,16 @@ import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.chaos.process import free_port, until
 from tests.chaos.proxies import Authority, Proxy
 from tests.chaos.world import Kind, NotAllowedHere, World, needed
 
 PAIR = Kind("pair")
 TOKENS = Kind("short tokens")
+STORE = Kind("store")
 SLOW = Kind("slow store")
+FAILOVER = Kind("failover")
+STARVED = Kind("starved")
 TLS = Kind("tls")
 DNS = Kind(
     "dns",
@@ -46,6 +50,15 @@ async def prepared(world: World) -> None:
 async def _slow(world: World) -> None:
     world.proxy = await _proxy(world, Proxy(world.store_port))
     world.state_port = world.proxy.port
+
+
+async def _failover(world: World) -> None:
+    """Two stores, the second a replica of the first, and one address for whichever is the primary."""
+    world.second_port = free_port()
+    primary = ["--replicaof", f"127.0.0.1 {world.store_port}"]
+    second = world.start("second", world.redis(world.second_port, *primary))
+    await until(lambda: "MASTER <-> REPLICA sync: Finished" in second.printed(), "a replica")
+    await _slow(world)
 
 
 async def _tls(world: World) -> None:
@@ -119,5 +132,5 @@ async def _proxy(world: World, proxy: Proxy) -> Proxy:
 
 
 _PREPARE = {
-    SLOW.name: _slow, TLS.name: _tls, DNS.name: _dns, CLOCK.name: _clock, DISK.name: _disk,
+    SLOW.name: _slow, FAILOVER.name: _failover, TLS.name: _tls, DNS.name: _dns, CLOCK.name: _clock, DISK.name: _disk,
 }  # fmt: skip

@@ -9,7 +9,7 @@ import time
 from tests.chaos.judge import UPSTREAM_DOWN, Answer
 from tests.chaos.kinds import FIVE, TWO
 from tests.chaos.load import Chain
-from tests.chaos.rows_store import at_once, tokens_of
+from tests.chaos.sharing import at_once, tokens_of
 from tests.chaos.stage import Row, Stage
 
 EARLIEST, LATEST = 0.67, 0.83

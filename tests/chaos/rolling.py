@@ -6,7 +6,7 @@ import asyncio
 
 from tests.chaos.kinds import ROLLING
 from tests.chaos.process import Process, free_port, until
-from tests.chaos.rows_store import store
+from tests.chaos.sharing import store
 from tests.chaos.stage import Row, Stage
 from tests.chaos.world import World, needed
 

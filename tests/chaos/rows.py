@@ -9,6 +9,7 @@ from tests.chaos import (
     rows_names,
     rows_process,
     rows_store,
+    rows_store_writes,
     rows_upstream,
     soak,
 )
@@ -18,6 +19,7 @@ ROWS: list[Row] = [
     *rows_upstream.ROWS,
     *rows_names.ROWS,
     *rows_store.ROWS,
+    *rows_store_writes.ROWS,
     *rows_process.ROWS,
     *rows_files.ROWS,
     *races.ROWS,

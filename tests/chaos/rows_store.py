@@ -2,116 +2,86 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 
-from redis.asyncio import Redis
-
-from tests.chaos.judge import Answer
-from tests.chaos.kinds import PAIR, SLOW
+from tests.chaos import config
+from tests.chaos.judge import BUSY
+from tests.chaos.kinds import SLOW, STORE
+from tests.chaos.sharing import AT_FIRST, WAITING, Ends, agree, alone, noticed, store
 from tests.chaos.stage import Row, Stage
 
-
-@contextlib.asynccontextmanager
-async def store(stage: Stage) -> AsyncIterator[Redis]:
-    """Said to the store itself, past any proxy."""
-    client = Redis(port=stage.world.store_port)
-    try:
-        yield client
-    finally:
-        await client.aclose()
+Doing = Callable[[], Awaitable[object]]
 
 
-@contextlib.asynccontextmanager
-async def alone(stage: Stage) -> AsyncIterator[None]:
-    """Meanwhile replicas cannot agree; after it they must again, by themselves and soon."""
-    stage.judge.shared = False
-    yield
-    await agree(stage)
-    stage.judge.epoch += 1
-    stage.judge.shared = True
-
-
-async def agree(stage: Stage) -> None:
-    """One key shown to all replicas at once brings one session."""
-
-    async def one_token() -> bool:
-        answers = await at_once(stage, "u0")
-        return all(a.ok for a in answers) and len(tokens_of(answers)) == 1
-
-    await stage.must_become(one_token, "replicas agree again")
-    up = await stage.metrics("broker_store_up")
-    stage.must(up == len(stage.world.brokers), f"{up:.0f} replicas say that their store is up")
-
-
-async def at_once(stage: Stage, subject: str, times: int = 1) -> list[Answer]:
-    """The same mint under one new key, at the same instant on every replica, `times` each."""
-    key = f"race-{id(stage)}-{stage.judge.requests}"
-    urls = [broker.url for broker in stage.world.brokers] * times
-    return await asyncio.gather(*(stage.load.mint("nmi", subject, key, url) for url in urls))
-
-
-def tokens_of(answers: list[Answer]) -> set[str]:
-    return {answer.body["session_token"] for answer in answers if answer.ok}
+async def away(stage: Stage, begin: Doing, lift: Doing, seconds: float = 6) -> None:
+    """A fault in which no store takes a write. Chains are ended before it, at its beginning, and
+    when it is known; seconds: how long it lasts after that, in the long form."""
+    ends = await Ends.made(stage)
+    async with alone(stage, ends):
+        try:
+            await begin()
+            await ends.told(4, in_vain=True)
+            await noticed(stage)
+            await ends.told(4, in_vain=True)
+            await stage.hold(seconds, 0.5)
+            await ends.here()
+        finally:
+            await lift()
 
 
 async def _killed(stage: Stage) -> None:
-    """Also: who logs out meanwhile is logged out everywhere, once the store is back."""
+    assert stage.world.store is not None
     async with stage.under_load():
-        chain = await stage.load.chain("u1")
-        async with alone(stage):
-            assert stage.world.store is not None
-            await stage.world.store.kill()
-            await stage.hold(8, 2)
-            up = await stage.metrics("broker_store_up")
-            stage.must(up == 0, f"{up:.0f} replicas say that a killed store is up")
-            ended = await stage.load.end(chain, stage.world.brokers[0].url)
-            stage.must(ended.ok, f"an end without a store: {ended.status} {ended.outcome}")
-            await stage.world.start_store()
-        await stage.hold(1, 1)
-        again = await stage.load.rotate("ended", chain, stage.world.brokers[1].url)
-        stage.must(not again.ok, "what was ended while the store was down rotates elsewhere")
-    _slow_by(stage, 3.0)
+        await away(stage, stage.world.store.kill, stage.world.start_store, 8)
+    slow_by(stage)
 
 
 async def _paused(stage: Stage) -> None:
-    async with stage.under_load(), alone(stage):
-        assert stage.world.store is not None
-        stage.world.store.send(signal.SIGSTOP)
-        try:
-            await stage.hold(15, 2)
-        finally:
-            stage.world.store.send(signal.SIGCONT)
-    _slow_by(stage, 3.0)
+    world = stage.world
+
+    async def sent(what: signal.Signals) -> None:
+        assert world.store is not None
+        world.store.send(what)
+
+    async with stage.under_load():
+        await away(stage, lambda: sent(signal.SIGSTOP), lambda: sent(signal.SIGCONT), 15)
+    slow_by(stage)
 
 
 async def _flushed(stage: Stage) -> None:
+    """What was ended before is dead after it too, once the replicas have seen what happened."""
+    ends = await Ends.made(stage, before=6, during=0)
     async with stage.under_load(), store(stage) as redis:
         for _ in range(5 if not stage.short else 2):
-            # Before and after: what was begun before must not be expected of after.
-            stage.judge.epoch += 1
-            await redis.flushall()
-            stage.judge.epoch += 1
-            await stage.hold(2, 0.7)
+            with stage.judge.allowing(seconds=AT_FIRST, end=BUSY, **WAITING):
+                # Before and after: what was begun before must not be expected of after.
+                stage.judge.epoch += 1
+                await redis.flushall()
+                stage.judge.epoch += 1
+                await stage.hold(2, 0.7)
+                await ends.dead(within=5)
         await agree(stage)
 
 
 async def _full(stage: Stage) -> None:
     """The store answers, and takes nothing more."""
-    async with stage.under_load(), store(stage) as redis, alone(stage):
-        await redis.config_set("maxmemory", "1")
-        await stage.hold(8, 2)
-        await redis.config_set("maxmemory", "64mb")
-    _slow_by(stage, 3.0)
+    async with stage.under_load(), store(stage) as redis:
+
+        async def limited(size: str) -> None:
+            await redis.config_set("maxmemory", size)
+
+        await away(stage, lambda: limited("1"), lambda: limited("64mb"), 8)
+    slow_by(stage)
 
 
 async def _slow(stage: Stage) -> None:
     proxy = stage.world.proxy
     async with stage.under_load():
-        async with alone(stage):
+        ends = await Ends.made(stage)
+        async with alone(stage, ends):
             proxy.delay = 1.0
+            await ends.told(8, in_vain=False)
             await stage.hold(10, 2.5)
             proxy.delay = 0.0
         for _ in range(4 if not stage.short else 1):  # and cut, which is over at once
@@ -123,23 +93,28 @@ async def _slow(stage: Stage) -> None:
             proxy.cut()
             await stage.hold(5, 1)
             proxy.nonsense = False
-    _slow_by(stage, 3.0)
+    slow_by(stage)
 
 
-def _slow_by(stage: Stage, most: float) -> None:
-    """A store that does not answer costs its timeout, not the request's budget."""
-    slowest = stage.judge.slowest
+def slow_by(stage: Stage) -> None:
+    """A store that does not answer costs the time in which it is hoped for, and not the request's
+    budget."""
+    slowest, most = stage.judge.slowest, 0.7 * config.BUDGET
     stage.note(f"slowest answer {slowest:.2f} s")
-    stage.must(slowest <= most, f"an answer took {slowest:.2f} s, at most {most:.0f} expected")
+    stage.must(slowest <= most, f"an answer took {slowest:.2f} s, at most {most:.1f} expected")
 
 
-NOTHING_FAILS = "no failed request; replicas agree again by themselves"
+HOLDS = (
+    "mints go on; whoever needs the store is put off for 3.5 s at most; an end is 503 until the "
+    "store knows it; nothing ended rotates afterwards; replicas agree again by themselves"
+)
+FORGETS = "no failed mint; what was ended before stays ended; replicas agree again by themselves"
 ROWS = [
-    Row("store-killed", "the store is killed (SIGKILL) and comes back empty", NOTHING_FAILS, PAIR, _killed),
+    Row("store-killed", "the store is killed (SIGKILL) and comes back empty", HOLDS, STORE, _killed),
     Row("store-paused", "the store is stopped (SIGSTOP): it accepts and does not answer",
-        NOTHING_FAILS, PAIR, _paused),
-    Row("store-flushed", "FLUSHALL, again and again", NOTHING_FAILS, PAIR, _flushed),
-    Row("store-full", "maxmemory is reached: every write is refused", NOTHING_FAILS, PAIR, _full),
+        HOLDS, STORE, _paused),
+    Row("store-flushed", "FLUSHALL, again and again", FORGETS, STORE, _flushed),
+    Row("store-full", "maxmemory is reached: every write is refused", HOLDS, STORE, _full),
     Row("store-slow", "each answer of the store takes a second or two; then its connections are reset; "
-        "then something else answers in its place", NOTHING_FAILS, SLOW, _slow),
+        "then something else answers in its place", HOLDS, SLOW, _slow),
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import statistics
 import time
 
 from tests.chaos.kinds import SOAK
-from tests.chaos.rows_store import store
+from tests.chaos.sharing import store
 from tests.chaos.stage import Row, Stage
 
 CALLERS = 100_000

@@ -90,6 +90,7 @@ class World:
         self.upstream = ""
         self.tokens = ""
         self.state_port = self.store_port
+        self.second_port = 0
         self.proxy: Proxy
         self.authority: Authority
         self.hosts: Path
@@ -130,13 +131,23 @@ class World:
         self.sandbox = process.printed().split("sandbox: ")[1].split()[0]
         self.upstream = self.tokens = self.sandbox
 
-    async def start_store(self) -> None:
-        """Empty, as it keeps nothing on disk."""
-        command = [needed("redis-server"), "--port", str(self.store_port), "--bind", "127.0.0.1"]
+    def redis(self, port: int, *options: str) -> list[str]:
+        """The command of a store that saves nothing by itself."""
+        command = [needed("redis-server"), "--port", str(port), "--bind", "127.0.0.1"]
         command += ["--save", "", "--appendonly", "no", "--maxmemory", "64mb"]
         command += ["--maxmemory-policy", "noeviction", "--dir", str(self.directory)]
-        self.store = store = self.start("store", command)
-        await until(lambda: "Ready to accept" in store.printed(), "store")
+        return [*command, "--repl-diskless-sync-delay", "0", *options]
+
+    def launch_store(self, *options: str) -> None:
+        self.store = self.start("store", self.redis(self.store_port, *options))
+
+    def store_ready(self) -> bool:
+        return self.store is not None and "Ready to accept" in self.store.printed()
+
+    async def start_store(self) -> None:
+        """Empty, as it keeps nothing on disk."""
+        self.launch_store()
+        await until(self.store_ready, "store")
 
     def settings(self, broker: Broker) -> dict[str, Any]:
         told = config.config(self.secrets, self.upstream, self.tokens)
