@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.chaos import (
     races,
     rolling,
+    rows_failover,
     rows_files,
     rows_names,
     rows_process,
@@ -20,6 +21,7 @@ ROWS: list[Row] = [
     *rows_names.ROWS,
     *rows_store.ROWS,
     *rows_store_writes.ROWS,
+    *rows_failover.ROWS,
     *rows_process.ROWS,
     *rows_files.ROWS,
     *races.ROWS,
