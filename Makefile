@@ -31,7 +31,7 @@ $(VENV)/.dev: tests/requirements.lock $(VENV)/.run
 # Programs that tests drive as they are, as `command` or `command:package`, by Debian's names. Without
 # them their tests are skipped, loudly; in CI they fail. Any other Chromium will do for Debian's.
 CHROMIUM := $(or $(TOKEN_BROKER_CHROMIUM),$(shell command -v chromium-browser google-chrome))
-SYSTEM := redis-server haproxy faketime node:nodejs npm $(if $(CHROMIUM),,chromium)
+SYSTEM := redis-server haproxy faketime cpulimit node:nodejs npm $(if $(CHROMIUM),,chromium)
 .PHONY: system
 system:
 	@missing=""; for name in $(SYSTEM); do command -v $${name%:*} >/dev/null || missing="$$missing $${name#*:}"; done; \

@@ -92,6 +92,8 @@ class Judge:
     requests: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
+    slowest_refusal: float = 0.0
+    """Of those that said 503 overloaded."""
     wrong: Counter[str] = field(default_factory=Counter)
     """What was wrong, in words, with how often."""
     under_floor: int = 0
@@ -176,6 +178,8 @@ class Judge:
         expected = answer.ok or (answer.kind == "ended" and answer.outcome == "handle-expired")
         self.outcomes[answer.outcome if answer.ok or not expected else GONE] += 1
         self.slowest = max(self.slowest, answer.seconds)
+        if answer.outcome in BUSY:
+            self.slowest_refusal = max(self.slowest_refusal, answer.seconds)
         self._recent.append((time.monotonic(), expected))
         for fault in self._faults(answer):
             self.complain(f"{answer.kind}: {fault}")
@@ -183,7 +187,7 @@ class Judge:
     def _faults(self, answer: Answer) -> Iterator[str]:
         silent = SILENT in answer.allowed
         if answer.seconds > self.late and answer.status and not silent:
-            yield f"answered after {answer.seconds:.1f} s ({answer.outcome})"
+            yield f"answered after more than {self.late:.0f} s ({answer.outcome})"
         if answer.status == 0:
             if answer.outcome not in answer.allowed:
                 yield f"no answer: {answer.outcome}"

@@ -81,6 +81,7 @@ class Load:
         self.targets = targets
         self.judge = judge
         self.mix = dict(MIX)
+        self.most_at_once = MOST_AT_ONCE
         self.verify = 0.25
         """Share of the tokens that are shown to the sandbox, which must know them."""
         self._http = http
@@ -100,13 +101,22 @@ class Load:
     @contextlib.asynccontextmanager
     async def running(self, rate: float) -> AsyncIterator[None]:
         """rate: operations started in a second; some are two or three requests."""
-        ticking = asyncio.create_task(self._tick(rate))
+        try:
+            async with self.more(rate):
+                yield
+        finally:
+            await self.drained()
+
+    @contextlib.asynccontextmanager
+    async def more(self, rate: float) -> AsyncIterator[None]:
+        """The same, besides what runs already; does not wait for what is under way at its end."""
+        ticking = asyncio.create_task(self._tick(rate)) if rate else None
         try:
             yield
         finally:
-            ticking.cancel()
-            await asyncio.gather(ticking, return_exceptions=True)
-            await self.drained()
+            if ticking is not None:
+                ticking.cancel()
+                await asyncio.gather(ticking, return_exceptions=True)
 
     def forget(self) -> None:
         """The callers lose their handles, and mint anew."""
@@ -126,7 +136,7 @@ class Load:
         while True:
             count += 1
             await asyncio.sleep(max(0.0, started + count / rate - time.monotonic()))
-            if len(self._tasks) >= MOST_AT_ONCE or not self.targets:
+            if len(self._tasks) >= self.most_at_once or not self.targets:
                 self.skipped += 1
                 continue
             name = self._random.choices(list(self.mix), list(self.mix.values()))[0]

@@ -9,6 +9,7 @@ from tests.chaos import (
     rows_files,
     rows_names,
     rows_process,
+    rows_starved,
     rows_store,
     rows_store_writes,
     rows_upstream,
@@ -26,5 +27,6 @@ ROWS: list[Row] = [
     *rows_files.ROWS,
     *races.ROWS,
     *rolling.ROWS,
+    *rows_starved.ROWS,
     *soak.ROWS,
 ]
