@@ -26,7 +26,7 @@ from tests.chaos.stage import Form, Row, Stage, Told
 from tests.chaos.world import Kind
 
 FORM = Form(short=True, rate=30.0, lanes=3)
-LONGEST = 300.0
+LONGEST = 420.0
 """Seconds that all of them may take together, on a machine that does much else."""
 
 

@@ -86,6 +86,8 @@ def main() -> int:
     rate = options.rate or (40.0 if options.short else 80.0)
     form = Form(options.short, rate, options.lanes, options.soak)
     # Whoever ends the suite ends its worlds too: as Ctrl-C does, by the way of their `finally`.
+    # A shell starts what runs in its background with SIGINT ignored, so it is asked for here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     runs = asyncio.run(all_runs(rows, form, options.repeat, options.neighbours))
     results = [told for each in runs for told in each]

@@ -7,10 +7,7 @@ bound. Each request is judged when it is answered; the judge keeps the figures.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hmac
-import json
 import random
 import time
 import uuid
@@ -22,7 +19,8 @@ from typing import Any
 import aiohttp
 
 from tests.chaos import config
-from tests.chaos.judge import CUT, SILENT, Answer, Judge, merchant_of
+from tests.chaos.callers import jwt, page_jwt, read
+from tests.chaos.judge import CUT, SILENT, Answer, Judge
 
 PATIENCE = config.BUDGET + 4.0
 """Seconds that a client waits: longer than any answer may take, so that a late one is seen."""
@@ -33,33 +31,6 @@ SECRET_KEY = "sk_sbox_sandboxsandboxsandboxsandbo"
 MIX = {
     "nmi": 34, "flow": 20, "rotate": 14, "tabs": 8, "repeat": 8, "access": 10, "ended": 6,
 }  # fmt: skip
-
-
-def jwt(issuer: str, subject: str, **claims: Any) -> str:
-    """HS256, good for two days: a clock that is an hour off must not matter."""
-    key = {"pages": config.PAGES_KEY, "services": config.SERVICES_KEY}[issuer]
-    now = int(time.time())
-    told = {"iss": issuer, "aud": "token-broker", "sub": subject, "exp": now + 172_800, **claims}
-    parts = [{"alg": "HS256", "typ": "JWT"}, told]
-    signed = b".".join(_packed(json.dumps(part).encode()) for part in parts)
-    return (signed + b"." + _packed(hmac.digest(key.encode(), signed, "sha256"))).decode()
-
-
-def read(raw: bytes) -> dict[str, Any]:
-    """The members of a JSON object; a proxy's own error page has none."""
-    try:
-        told = json.loads(raw or b"{}")
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}
-
-
-def _packed(data: bytes) -> bytes:
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
-
-
-def page_jwt(subject: str) -> str:
-    return jwt("pages", subject, role="owner", merchant_id=merchant_of(subject))
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,18 +117,24 @@ async def _beside(
 
 
 async def _rate(stage: Stage, share: float) -> float:
-    """Operations a second for which each replica would need this share of a processor: measured,
-    so that a row is as hard on a fast machine as on a slow one."""
+    """Operations a second for which each replica would need this share of a processor, so that a
+    row is as hard on a fast machine as on a slow one."""
+    if not stage.world.operation_cost:
+        stage.world.operation_cost = await _cost(stage)
+    rate = share / stage.world.operation_cost
+    stage.note(f"{rate:.0f} operations a second, which want {share:.0%} of a processor a replica")
+    return rate
+
+
+async def _cost(stage: Stage) -> float:
+    """Seconds of processor time that one operation of the load costs each replica, as measured."""
     seconds = stage.long(4, 2)
     async with stage.load.running(stage.rate):
         await asyncio.sleep(0.5)
         before = sum(broker.up.cpu() for broker in stage.world.brokers)
         await asyncio.sleep(seconds)
         used = sum(broker.up.cpu() for broker in stage.world.brokers) - before
-    each = used / len(stage.world.brokers) / (seconds * stage.rate)
-    rate = share / each
-    stage.note(f"{rate:.0f} operations a second, which want {share:.0%} of a processor a replica")
-    return rate
+    return used / len(stage.world.brokers) / (seconds * stage.rate)
 
 
 # --- what must hold in all of them ----------------------------------------------------------------

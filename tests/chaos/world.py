@@ -91,6 +91,8 @@ class World:
         self.tokens = ""
         self.state_port = self.store_port
         self.second_port = 0
+        self.operation_cost = 0.0
+        """Seconds of processor time, once a row has measured it."""
         self.proxy: Proxy
         self.authority: Authority
         self.hosts: Path
