@@ -28,17 +28,18 @@ import structlog
 from broker.errors import Overloaded
 
 MOST_WAITING = 64
-"""That may wait however slow the loop is: a few dozen callers, each of whom waits for an answer
-before asking again, are never refused."""
+"""That may wait however slow the loop is, where nothing more urgent waits: a few dozen callers, each
+of whom waits for an answer before asking again, are never refused."""
 BURST_SECONDS = 0.6
 """Of work that may wait, where the queue was empty a moment ago: a crowd that comes together."""
-STANDING_SECONDS = (0.4, 0.2)
+STANDING_SECONDS = (0.4, 0.2, 0.2)
 """The same where the queue has not been empty for `BURST_SECONDS`, by urgency: with what is under
 way, answers come within a second."""
 CALM_SECONDS = 1.0
-"""Without a refusal, after which a queue counts as a burst again."""
-OLDEST_SECONDS = 2.0
-"""After which a first mint that others have overtaken is refused."""
+"""Without a refusal, after which a queue counts as a burst again; and without anything more urgent
+in the queue, after which the rest need not fear for their turn."""
+OLDEST_SECONDS = (2.0, 0.4)
+"""After which one that waits is refused, by whether something more urgent takes its turns."""
 _FIRST_GUESS = 300.0
 """Requests a second, until the first queue shows it."""
 _FORGETTING = 0.98
@@ -49,10 +50,12 @@ _log = structlog.get_logger("admission")
 
 
 class Urgency(IntEnum):
-    """FIRST: the caller holds a session, or a token that many share. LAST: everything else."""
+    """What goes first: the caller holds a session, or asks for a token that many share; then first
+    mints; then what an upstream posts, which it will post again."""
 
-    FIRST = 0
-    LAST = 1
+    HELD = 0
+    MINT = 1
+    CALLBACK = 2
 
 
 @dataclass(slots=True)
@@ -69,22 +72,25 @@ class Admission:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._queues: tuple[deque[_Waiting], deque[_Waiting]] = (deque(), deque())
+        self._queues: list[deque[_Waiting]] = [deque() for _ in Urgency]
         self._is_armed = False
         self._began_at = 0.0
-        self._begun_lately, self._seconds_lately = _FIRST_GUESS / 10, 0.1
+        self._begun_lately = [_FIRST_GUESS / 10 for _ in Urgency]
+        self._seconds_lately = 0.1
+        self._waited_at = [float("-inf") for _ in Urgency]
         self._waits_since: float | None = None
         self._crowded_until = float("-inf")
         self._refused = 0
 
     def is_full(self, urgency: Urgency) -> bool:
         """Would a request that comes now wait for longer than makes sense?"""
-        first, last = self._queues
-        waiting = len(first) if urgency is Urgency.FIRST else len(first) + len(last)
-        if waiting < MOST_WAITING:
+        waiting = len(self._queues[urgency])
+        if waiting == 0:
+            return False
+        if waiting < MOST_WAITING and not self._is_contended(urgency):
             return False
         most = STANDING_SECONDS[urgency] if self._stands() else BURST_SECONDS
-        return waiting >= most * self._begun_lately / self._seconds_lately
+        return waiting >= most * self._begun_lately[urgency] / self._seconds_lately
 
     async def enter(self, urgency: Urgency, is_gone: Callable[[], bool]) -> None:
         """Waits until the request may begin. is_gone: has its caller left? Raises Overloaded."""
@@ -96,6 +102,7 @@ class Admission:
         now = self._monotonic()
         if self._waits_since is None:
             self._waits_since = self._began_at = now
+        self._waited_at[urgency] = now
         waiting = _Waiting(now, is_gone)
         self._queues[urgency].append(waiting)
         if not await waiting.turn:
@@ -119,6 +126,11 @@ class Admission:
         long = self._waits_since is not None and now - self._waits_since > BURST_SECONDS
         return long or now < self._crowded_until
 
+    def _is_contended(self, urgency: Urgency) -> bool:
+        """Does something more urgent take turns?"""
+        since = self._monotonic() - CALM_SECONDS
+        return any(at > since for at in self._waited_at[:urgency])
+
     def _arm(self) -> None:
         self._is_armed = True
         asyncio.get_running_loop().call_soon(self._turn)
@@ -131,26 +143,31 @@ class Admission:
             self._arm()
 
     def _begin_one(self) -> bool:
-        """Lets the next of those who wait begin; False where nobody waits."""
-        for queue in self._queues:
-            while queue:
+        """Lets the next of those who wait begin, and refuses who has waited for too long. False
+        where nobody waits."""
+        now, has_begun = self._monotonic(), False
+        for urgency, queue in zip(Urgency, self._queues, strict=True):
+            if not queue:
+                continue
+            oldest = now - OLDEST_SECONDS[self._is_contended(urgency)]
+            while queue and not (has_begun and queue[0].since > oldest):
                 waiting = queue.popleft()
                 if waiting.turn.done():  # whoever waited was cancelled
                     continue
-                now = self._monotonic()
-                in_time = now - waiting.since <= OLDEST_SECONDS and not waiting.is_gone()
-                waiting.turn.set_result(in_time)
-                if in_time:
-                    self._count(now)
-                    return True
-        return False
+                may_begin = waiting.since > oldest and not waiting.is_gone()
+                waiting.turn.set_result(may_begin)
+                if may_begin:
+                    self._count(urgency, now)
+                    has_begun = True
+        return has_begun
 
-    def _count(self, now: float) -> None:
-        self._begun_lately = self._begun_lately * _FORGETTING + 1.0
+    def _count(self, urgency: Urgency, now: float) -> None:
+        self._begun_lately = [begun * _FORGETTING for begun in self._begun_lately]
+        self._begun_lately[urgency] += 1.0
         self._seconds_lately = self._seconds_lately * _FORGETTING + now - self._began_at
         self._began_at = now
 
     def _tell(self) -> None:
         count, self._refused = self._refused, 0
-        rate = round(self._begun_lately / self._seconds_lately)
+        rate = round(sum(self._begun_lately) / self._seconds_lately)
         _log.warning("requests_refused", count=count, rate=rate)

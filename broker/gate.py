@@ -32,10 +32,10 @@ _SESSIONS = "/v1/sessions/"
 _ACCESS_TOKENS = "/v1/access-tokens/"
 _CALLBACKS = "/v1/callbacks/"
 _URGENCY = (
-    (_PROFILES, Urgency.LAST),
-    (_SESSIONS, Urgency.FIRST),
-    (_ACCESS_TOKENS, Urgency.FIRST),
-    (_CALLBACKS, Urgency.LAST),
+    (_PROFILES, Urgency.MINT),
+    (_SESSIONS, Urgency.HELD),
+    (_ACCESS_TOKENS, Urgency.HELD),
+    (_CALLBACKS, Urgency.CALLBACK),
 )
 """What can be shed, and what goes first. All else is answered from memory, for less than a refusal
 costs, and a browser that was once refused a module does not ask for it again until the page is
@@ -175,6 +175,7 @@ class Gate:
             await self._load.admission.enter(urgency, scope.get("is_gone", _stays))
         except Overloaded as exc:
             self._metrics.shed.inc()
+            record.operation = "shed"
             note(record, exc)
             return problem(exc, record.request_id)
         return None
