@@ -28,8 +28,8 @@ import structlog
 from broker.errors import Overloaded
 
 MOST_WAITING = 64
-"""That may wait however slow the loop is, where nothing more urgent waits: a few dozen callers, each
-of whom waits for an answer before asking again, are never refused."""
+"""That may wait however slow the loop is, where nothing more urgent waits: a few dozen callers,
+each of whom waits for an answer before asking again, are never refused."""
 BURST_SECONDS = 0.6
 """Of work that may wait, where the queue was empty a moment ago: a crowd that comes together."""
 STANDING_SECONDS = (0.4, 0.2, 0.2)
