@@ -114,8 +114,9 @@ class _Deadline:
         return max(0.0, left)
 
     def move(self, seconds: float) -> None:
-        """Ends `seconds` later than it would."""
+        """Ends `seconds` later than it would, and with a last look of its own."""
         self._until += seconds
+        self._looked, self._stalled = False, self._time.stalled
 
 
 class Limit:
