@@ -82,9 +82,7 @@ def test_whoever_is_told_hears_of_every_second() -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(st.floats(0, 0.3), st.one_of(st.just(0.0), st.floats(0, 1.0))), max_size=30
-    )
+    st.lists(st.tuples(st.floats(0, 0.3), st.one_of(st.just(0.0), st.floats(0, 1.0))), max_size=30)
 )
 @settings(max_examples=150, deadline=None)
 def test_running_time_never_goes_back(story_of: list[tuple[float, float]]) -> None:
