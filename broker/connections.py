@@ -54,6 +54,11 @@ class _Joined:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    @property
+    def holds(self) -> bool:
+        """Is there something that this turn has brought?"""
+        return bool(self._parts)
+
     def write(self, data: bytes) -> None:
         if not self._parts:
             self._call_soon(self._flush)
@@ -155,10 +160,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _is_refused(self) -> bool:
         """Answers at once, before a task is made, what the app would not find the time for. Not
-        where the answer would overtake another's, or must end the connection."""
+        where the answer would overtake another's or must end the connection; nor a second time in
+        one turn, or for who does not read: the ordinary way bounds how many come in a row."""
         before: Any = self.cycle  # None at first, which its type does not say
         is_free = before is None or before.response_complete
-        if not (is_free and self.parser.should_keep_alive()):
+        waits = self.flow.write_paused or self.transport.holds  # type: ignore[attr-defined]
+        if waits or not (is_free and self.parser.should_keep_alive()):
             return False
         if self.parser.get_http_version() != "1.1":
             return False

@@ -40,6 +40,8 @@ _URGENCY = (
 """What can be shed, and what goes first. All else is answered from memory, for less than a refusal
 costs, and a browser that was once refused a module does not ask for it again until the page is
 loaded anew."""
+_NOT_REFUSED_EARLY = (b"OPTIONS", b"HEAD")
+"""A preflight is answered from memory; an answer to HEAD has no body behind its head."""
 _ALLOWED_HEADERS = b"authorization, cache-control, content-type, idempotency-key, x-request-id"
 _EXPOSED_HEADERS = b"cache-status, ratelimit, ratelimit-policy, retry-after, x-request-id"
 
@@ -189,7 +191,7 @@ class Gate:
         path = url.partition(b"?")[0].decode("latin-1")
         urgency = urgency_of(path)
         admission = self._load.admission
-        if urgency is None or method == b"OPTIONS" or not admission.is_full(urgency):
+        if urgency is None or method in _NOT_REFUSED_EARLY or not admission.is_full(urgency):
             return None
         error = admission.refused()
         fields = dict(headers)
