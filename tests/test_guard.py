@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -26,13 +27,25 @@ from broker.errors import (
 )
 from broker.guard import LEAST, Guard
 from broker.limits import RateLimits
+from broker.loop_time import LoopTime
 from broker.metrics import Metrics
 from broker.model import Priority
+from broker.schedule import SystemClock
 from broker.upstreams.transport import NotSent
 from tests.support import VirtualClock, settle
 
 DOWN = UpstreamUnavailable("x", cause="status 500")
 LOST = UpstreamTimeout("x", cause="lost")
+
+
+class Stalled(LoopTime):
+    """Our own loop stood still for as long as the test says."""
+
+    seconds = 0.0
+
+    @property
+    def stalled(self) -> float:
+        return self.seconds
 
 
 def never(_: BrokerError) -> bool:
@@ -55,6 +68,7 @@ class World:
         self.metrics = Metrics()
         self.draw = draw
         self.limits = RateLimits(self.clock)
+        self.loop_time = Stalled()
         self.guard = self.another(rate, most)
         self.ends: list[BrokerError | float | str] = []
         """An error; seconds that the answer takes; "hang": until the attempt's time is over."""
@@ -82,6 +96,7 @@ class World:
             most=most,
             draw=lambda: self.draw,
             paced=paced,
+            loop_time=self.loop_time,
         )
 
     async def work(self, seconds: float) -> str:
@@ -534,6 +549,95 @@ def test_a_call_that_is_cut_off_at_its_deadline_did_hang(at: float, opens: bool)
             call.cancel()
         await settle()
         assert (w.circuit == 2) is opens
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("stalled", "opens"), [(0.0, True), (0.5, True), (2.4, True), (2.6, False), (9.9, False)]
+)
+def test_a_call_that_we_slept_through_is_not_held_against_its_upstream(
+    stalled: float, opens: bool
+) -> None:
+    """Where our own loop stood still for more than a quarter of the call's time, its end at the
+    request's deadline says nothing of the upstream, however often; where it did not, the upstream
+    has had its time."""
+
+    async def story() -> None:
+        w = World()
+        w.loop_time.seconds = 1000.0  # before, which is not counted
+        w.work = lambda _: w.clock.sleep(100)  # type: ignore[method-assign,assignment]
+        calls = [asyncio.ensure_future(w.call()) for _ in range(OPENS_AFTER)]
+        await settle()
+        w.loop_time.seconds += stalled
+        await w.clock.advance(10)
+        for call in calls:
+            call.cancel()
+        await settle()
+        assert (w.circuit == 2) is opens
+        assert w.in_flight == 0
+
+    run(story())
+
+
+def test_a_time_out_of_the_call_itself_is_held_against_the_upstream_though_we_stumbled() -> None:
+    """The transport counts running seconds: what it calls a time-out the upstream has had."""
+
+    async def story() -> None:
+        w = World()
+        w.ends = ["hang"] * OPENS_AFTER
+        calls = [asyncio.ensure_future(w.ended(w.call())) for _ in range(OPENS_AFTER)]
+        w.loop_time.seconds += 9
+        found = await asyncio.gather(*calls)
+        assert {type(end) for end in found} == {UpstreamTimeout}
+        assert w.circuit == 2
+
+    run(story())
+
+
+def test_a_budget_that_ends_while_the_loop_stands_still_opens_no_circuit() -> None:
+    """On the real clock: calls cut off by the request's budget in the turn in which our loop wakes
+    are not the upstream's failures; those that it kept for the whole budget are."""
+
+    async def told_by(stall: float) -> float:
+        clock, metrics = SystemClock(), Metrics()
+        loop_time = LoopTime()
+        if stall:  # else all seconds count, also those that a busy machine takes
+            loop_time.start()
+            await asyncio.sleep(0.1)
+        guard = Guard(
+            "acme",
+            account="acme",
+            clock=clock,
+            metrics=metrics,
+            limits=RateLimits(clock),
+            rate=None,
+            most=100,
+            loop_time=loop_time,
+        )
+
+        async def asks() -> None:
+            async with asyncio.timeout(1.0):
+                await guard.call(
+                    lambda _: asyncio.sleep(60),
+                    deadline=clock.monotonic() + 1.0,
+                    operation="session",
+                    again=never,
+                )
+
+        calls = [asyncio.ensure_future(asks()) for _ in range(OPENS_AFTER)]
+        await asyncio.sleep(0.1)
+        time.sleep(stall)
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(end) for end in ends} == {TimeoutError}
+        loop_time.stop()
+        state = metrics.registry.get_sample_value("broker_circuit_state", {"upstream": "acme"})
+        assert state is not None
+        return state
+
+    async def story() -> None:
+        assert await told_by(3.0) == 0
+        assert await told_by(0.0) == 2
 
     run(story())
 

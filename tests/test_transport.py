@@ -11,16 +11,18 @@ import ipaddress
 import re
 import socket
 import ssl
+import threading
 import time
 import traceback
 import tracemalloc
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -39,6 +41,7 @@ from broker.errors import (
 )
 from broker.guard import Guard
 from broker.limits import RateLimits
+from broker.loop_time import LoopTime
 from broker.metrics import Metrics
 from broker.sandbox.serving import serve
 from broker.schedule import SystemClock
@@ -59,7 +62,10 @@ LATE = 1.5
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
-def run(story: Coroutine[Any, Any, None]) -> None:
+def run(
+    story: Coroutine[Any, Any, None],
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+) -> None:
     """Also fails for what nobody awaited or caught: asyncio only logs it."""
     wrong: list[dict[str, Any]] = []
 
@@ -69,7 +75,8 @@ def run(story: Coroutine[Any, Any, None]) -> None:
             await story
         await asyncio.sleep(0)
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
     assert wrong == []
 
 
@@ -757,6 +764,154 @@ def test_headers_are_looked_up_in_any_case() -> None:
         async with transport() as via, peer(raw) as there:
             got = await get(via, there.url)
             assert (got.headers["x-a"], got.headers["content-length"]) == ("1", "0")
+
+    run(story())
+
+
+# A loop of ours that stands still.
+
+
+class Answering:
+    """A server in a thread of its own, which answers also while our loop stands still. It accepts
+    nothing before `accepts`, and does not answer before `answers`."""
+
+    def __init__(self) -> None:
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}/"
+        self.answers = threading.Event()
+        self.heard = threading.Event()
+        self.said = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            there, _ = self._sock.accept()
+            with there:
+                there.settimeout(20)
+                said = b""
+                while not said.endswith(b"\r\n\r\n{}"):
+                    said += there.recv(65536)
+                self.heard.set()
+                self.answers.wait(20)
+                there.sendall(HEAD + b"content-length: 2\r\n\r\nok")
+                self.said.set()
+                there.recv(1)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.answers.set()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+        self._thread.join(20)
+
+
+@contextlib.asynccontextmanager
+async def ticking() -> AsyncIterator[LoopTime]:
+    told = LoopTime()
+    told.start()
+    await asyncio.sleep(0.1)
+    try:
+        yield told
+    finally:
+        told.stop()
+
+
+LOOPS = pytest.mark.parametrize(
+    "factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+
+
+@LOOPS
+def test_an_answer_that_came_while_we_stood_still_is_used(
+    factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """When our loop runs again the call's time is over by the clock, and its answer in the socket:
+    it is the answer. Nobody else's fault is made of our own."""
+
+    async def story() -> None:
+        with Answering() as there:
+            async with ticking() as loop_time, transport(loop_time=loop_time) as via:
+                call = asyncio.create_task(get(via, there.url, 1.5))
+                while not there.heard.is_set():
+                    await asyncio.sleep(0.01)
+                there.answers.set()
+                assert there.said.wait(20)  # on this thread: the loop stands still
+                time.sleep(2)
+                assert (await call).body == b"ok"
+
+    run(story(), factory)
+
+
+@LOOPS
+def test_a_stall_while_a_connection_is_made_is_not_a_connection_that_cannot_be(
+    factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Where our loop slept through the time for a connection, the call goes on when it wakes."""
+
+    async def story() -> None:
+        with Answering() as there:
+            there.answers.set()
+            options = {"connect_seconds": 0.3}
+            async with ticking() as loop_time, transport(loop_time=loop_time, **options) as via:
+                call = asyncio.create_task(get(via, there.url, 3.0))
+                await asyncio.sleep(0)  # it has begun to connect
+                time.sleep(1)
+                assert (await call).body == b"ok"
+
+    run(story(), factory)
+
+
+@pytest.mark.parametrize("stall", [0.0, 1.0])
+def test_what_has_no_connection_was_not_sent_and_what_has_may_have_been(stall: float) -> None:
+    """At one deadline, with or without a stall: the call that waits for the pool's only connection
+    is "not sent", and may be repeated; the one that holds it is not. No third thing."""
+
+    async def story() -> None:
+        async with (
+            ticking() as loop_time,
+            transport(loop_time=loop_time, max_connections=1) as via,
+            peer(hang) as there,
+        ):
+            first = asyncio.create_task(fails(via, there.url, 1.0))
+            await there.until(lambda: len(there.heard) == 1)
+            second = asyncio.create_task(fails(via, there.url, 0.5))
+            await asyncio.sleep(0.1)
+            time.sleep(stall)
+            assert type(await second) is NotSent
+            assert type(await first) is UpstreamTimeout
+            assert len(there.heard) == 1
+
+    run(story())
+
+
+def test_a_body_that_drips_ends_at_the_deadline_though_we_stumble() -> None:
+    """Stalls do not give an upstream that never ends its answer more than the call's running time
+    and one last look."""
+
+    async def drips(_: Peer, writer: asyncio.StreamWriter) -> bool:
+        writer.write(HEAD + b"content-length: 100000\r\n\r\n")
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async def story() -> None:
+        async with (
+            ticking() as loop_time,
+            transport(loop_time=loop_time) as via,
+            peer(drips) as there,
+        ):
+            began = loop_time.running()
+            call = asyncio.create_task(fails(via, there.url, 0.5))
+            while not call.done():
+                time.sleep(0.1)
+                await asyncio.sleep(0.03)
+            assert type(await call) is UpstreamTimeout
+            assert 0.45 < loop_time.running() - began < 0.5 + LATE
 
     run(story())
 
