@@ -15,7 +15,6 @@ import pytest
 
 from broker import loop_time
 
-
 TURN_SECONDS = 1e-6
 """What a turn costs in which nothing is done: a clock never stands."""
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import re
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -703,8 +704,6 @@ def test_thousands_of_refusals_leave_nothing_behind() -> None:
     """A connection that is refused again and again keeps nothing of it."""
 
     async def story(front: Front, one: Client) -> None:
-        import tracemalloc
-
         async def row(count: int) -> None:
             for _ in range(count):
                 one.send(front.mint(b"x-padding: " + b"a" * 500))
