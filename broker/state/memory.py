@@ -144,7 +144,8 @@ class Memory(Generic[V]):
         return told
 
     def is_untold(self, key: str) -> bool:
-        """Is this remembered here, and the store has not been told yet?"""
+        """Could the store not be told of this when it was put, and whoever put it has not heard
+        since that it could?"""
         return self._untold.get(key) is not None
 
     async def _told(self, store: Store, items: list[Put]) -> list[bool]:
@@ -185,8 +186,6 @@ class Memory(Generic[V]):
             kept = await told.get([self.name(key) for key in others])
             for key, one in zip(others, kept, strict=True):
                 self.learn(key, one, sent)
-        for key in items:
-            self._untold.drop(key)
 
     def noted(
         self, key: str, value: V, seconds: float, owner: str = "", *, only_new: bool = False
