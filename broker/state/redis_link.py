@@ -22,6 +22,8 @@ Command = tuple[str, tuple[str, ...], tuple[str | bytes | int, ...]]
 _CODES = re.compile(
     r"\b(BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOAUTH|NOPERM|NOREPLICAS|OOM|READONLY|WRONGPASS)\b"
 )
+_DENIED = re.compile(r"user executing the script can't|ACL failure in script")
+"""What a script says, without a code, of a command that our user may not use (7 and later)."""
 _CODE_OF_CLASS = {
     "BusyLoadingError": "LOADING",
     "ClusterDownError": "CLUSTERDOWN",
@@ -77,8 +79,10 @@ class Link:
             await self.bounded(line.close)
 
     async def _hang_up(self, line: Line) -> None:
-        await asyncio.sleep(2 * self._timeout)
-        await self.hang_up(line)
+        try:
+            await asyncio.sleep(2 * self._timeout)
+        finally:  # also where the app ends meanwhile
+            await self.hang_up(line)
 
     async def send(self, commands: Sequence[Command], line: Line | None = None) -> list[Any]:
         """Sends all of them at once. Gives their answers; raises the first error among them.
@@ -137,6 +141,8 @@ def cause_of(error: Exception) -> str:
     name = type(error).__name__
     if name in _CODE_OF_CLASS:
         return _CODE_OF_CLASS[name]
+    if _DENIED.search(str(error)):
+        return "NOPERM"
     found = _CODES.search(str(error))
     return found[1] if found else name
 
