@@ -9,6 +9,7 @@ Neither a value nor the URL may come into an error or a log line.
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -171,11 +172,15 @@ class _Windows(RedisStorage):
         bridge.connection_getter = lambda _readonly: self._link.line.client
 
     async def try_on(self, line: Line) -> None:
-        """Counts once, over another line."""
+        """Counts over another line, by every command that counting needs: in a new window, and in
+        one that moves on, as a window that is half as long as the next one does."""
         bridge: Any = self.bridge
-        names = (self._previous_window_key("probe"), self._current_window_key("probe"))
+        key = f"probe:{secrets.token_hex(8)}"
+        names = (self._previous_window_key(key), self._current_window_key(key))
         keys = [bridge.prefixed_key(name) for name in names]
-        await bridge.lua_acquire_sliding_window(keys, [1_000_000, 1, 1], client=line.client)
+        for seconds in (1, 3):
+            arguments = [1_000_000, seconds, 1]
+            await bridge.lua_acquire_sliding_window(keys, arguments, client=line.client)
 
     async def acquire_sliding_window_entry(
         self, key: str, limit: int, expiry: int, amount: int = 1
