@@ -17,6 +17,7 @@ import random
 import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import structlog
 
@@ -24,13 +25,13 @@ from broker.loop_time import LoopTime
 from broker.metrics import Metrics
 from broker.schedule import Clock
 from broker.state.addresses import Line
-from broker.state.health import Health
+from broker.state.health import Health, kind_of
 from broker.state.redis_link import Command, Link, cause_of, leads_elsewhere
 from broker.state.redis_scripts import Scripts
 from broker.state.store import Again, Kept, Put
 
 BEAT_SECONDS = 1.0
-"""Between two beats while all is well: one connection and two round trips, 2 ms of a core."""
+"""Between two beats while all is well: one connection and three round trips, 2 ms of a core."""
 PROBE_SECONDS = 0.4
 """Between two probes while something fails."""
 PROBE_WITHIN_SECONDS = 1.0
@@ -45,6 +46,8 @@ _MARK_SECONDS = 60.0
 _JITTER = 0.25
 _EVERYTHING = ("get", "beat", "hit")
 """An operation of each kind: what a server that does not answer at all fails in."""
+
+_KINDS = tuple(kind_of(operation) for operation in _EVERYTHING)
 
 _log = structlog.get_logger("store")
 
@@ -68,12 +71,16 @@ class Watch:
         self._loop_time = loop_time
         self._metrics = metrics
         self._name = f"probe:{uuid.uuid4().hex}"
+        self._owner = secrets.token_hex(8)
+        """The same for all beats: where a claim could not be given back, the next beat must not
+        find it another's, and leave out what it cannot do."""
         self._marks: set[bytes] = set()
         """One of them is there: that of the last good beat, or of one that was not heard of
         since."""
         self._marked_at = float("-inf")
         self._settled_at = float("-inf")
-        self._doubted = False
+        self._owes = ""
+        """Why the store must be told everything before it is used again; "" where it need not."""
         self._told_away = False
         self._hurry = asyncio.Event()
         self.again: Again = _nothing
@@ -90,7 +97,7 @@ class Watch:
 
     def doubt(self) -> None:
         """The server has said that it is not the one to ask any more."""
-        self._doubted = True
+        self._owes = self._owes or "other server"
         self._hurry.set()
 
     async def run(self) -> None:
@@ -100,6 +107,8 @@ class Watch:
             try:
                 await self._beat()
             except _Refused as exc:
+                for operation in exc.worked:
+                    self._health.worked(operation)
                 for operation, cause in exc.refusals:
                     self.failed(operation, cause)
             except Exception as exc:  # noqa: BLE001  (whatever it is, it is tried again)
@@ -124,14 +133,14 @@ class Watch:
         fresh = self._link.dial()
         kept = False
         try:
-            lost = await self._link.bounded(lambda: self._probe(fresh), PROBE_WITHIN_SECONDS)
-            strayed = await self._strays()
-            if strayed or self._doubted or self._health.away:
+            await self._link.bounded(lambda: self._probe(fresh), PROBE_WITHIN_SECONDS)
+            if await self._strays():
+                self._owes = self._owes or "other server"
+            told = _Told(self._link, self._scripts, fresh)
+            if self._owes or self._health.away:
                 self._link.take(fresh)
                 kept = True
-            told = _Told(self._link, self._scripts, fresh)
-            if lost or strayed or self._doubted or self._health.away:
-                await self._back(told, "other data" if lost else "other server")
+                await self._back(told)
             else:
                 self._health.back()
                 await self.again(told, False)
@@ -139,10 +148,10 @@ class Watch:
             if not kept:
                 await self._link.hang_up(fresh)
 
-    async def _probe(self, line: Line) -> bool:
-        """Does all that the work does. Raises what the server says to the first that it refuses.
-        Gives whether the mark of the beat before is gone."""
-        name, owner, mark = self._name, secrets.token_hex(8), secrets.token_bytes(8)
+    async def _probe(self, line: Line) -> None:
+        """Looks for the mark of the beat before, and does all that the work does. Raises what the
+        server says where it refuses any of it."""
+        name, owner, mark = self._name, self._owner, secrets.token_bytes(8)
         scripts, within = self._scripts, PROBE_WITHIN_SECONDS
         steps: list[tuple[str, Command]] = [
             ("get", scripts.read(name)),
@@ -154,25 +163,34 @@ class Watch:
             ("claim", scripts.claim(name, owner, within)),
             ("release", scripts.free(name, owner)),
         ]
+        # once by itself: a new mark that was written, and whose answer is lost, hides what is lost
+        self._look_for_mark((await self._link.answers([steps[0][1]], line))[0])
         self._marks.add(mark)
         answers = await self._link.answers([command for _, command in steps], line)
+        self._look_for_mark(answers[0])
         refusals = [
             (operation, cause_of(answer))
             for (operation, _), answer in zip(steps, answers, strict=True)
             if isinstance(answer, Exception)
         ]
+        worked = {operation for operation, _ in steps} - {operation for operation, _ in refusals}
         if refusals:
-            raise _Refused(refusals)
+            raise _Refused(refusals, worked)
         if self.count is not None:
             try:
                 await self.count(line)
             except Exception as exc:  # noqa: BLE001  (whatever it is, it cannot count)
-                raise _Refused([("hit", cause_of(exc))]) from None
-        found = scripts.opened(name, *answers[0])
-        due = self._clock.monotonic() - self._marked_at < _MARK_SECONDS / 2
-        lost = due and (found is None or found.value not in self._marks)
+                raise _Refused([("hit", cause_of(exc))], worked) from None
         self._marks, self._marked_at = {mark}, self._clock.monotonic()
-        return lost
+
+    def _look_for_mark(self, answer: Any) -> None:
+        """answer: of a read of it."""
+        if self._clock.monotonic() - self._marked_at > _MARK_SECONDS / 2:
+            self._marks.clear()  # none is due any more
+        elif not isinstance(answer, Exception):
+            found = self._scripts.opened(self._name, *answer)
+            if found is None or found.value not in self._marks:
+                self._owes = self._owes or "other data"
 
     async def _strays(self) -> bool:
         """Does a connection in use not find the mark that was written over a new one? Then it leads
@@ -189,12 +207,13 @@ class Watch:
 
         return any(await asyncio.gather(*(strays() for _ in range(self._link.widest))))
 
-    async def _back(self, told: _Told, cause: str) -> None:
+    async def _back(self, told: _Told) -> None:
         """Tells all that must be known, waits for the other replicas, and lets everybody in."""
         began = self._loop_time.running()
         if not self._health.away:
-            self._say_away(cause)
+            self._say_away(self._owes)
         before = self._health.away
+        self._owes = self._owes or "been away"  # the next beat may find nothing amiss
         self._health.back()
         self.is_settling = True
         try:
@@ -204,11 +223,11 @@ class Watch:
                 await self._clock.sleep(max(0.0, SETTLE_SECONDS - (now - began)))
                 self._settled_at = self._loop_time.running()
         except Exception:
-            self._health.withhold(before)
+            self._health.withhold(_KINDS)  # nobody uses what has not been told
             raise
         finally:
             self.is_settling = False
-        self._doubted = False
+        self._owes = ""
         self._told_away = False
         self._metrics.store_up(True)
         _log.warning("store_up")
@@ -223,9 +242,10 @@ class Watch:
 class _Refused(Exception):
     """The server answered, and refused operations: each with its cause."""
 
-    def __init__(self, refusals: list[tuple[str, str]]) -> None:
+    def __init__(self, refusals: list[tuple[str, str]], worked: set[str]) -> None:
         super().__init__()
         self.refusals = refusals
+        self.worked = worked
 
 
 class _Told:
