@@ -15,8 +15,8 @@ from broker.errors import RateLimited
 from broker.limits import MOST_KEYS, RateLimits
 from broker.schedule import SystemClock
 from tests.redis_server import RedisServer, redis_server
+from tests.stores import Retold, Seen, quicken, store_at, until
 from tests.support import VirtualClock
-from tests.test_store import store_at, until, works
 
 
 class Gate:
@@ -334,15 +334,20 @@ def test_replicas_share_one_count() -> None:
         asyncio.run(story(url))
 
 
-def test_alone_while_the_store_is_down() -> None:
+def test_alone_while_the_store_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the store each replica counts by itself: nobody is refused for the outage, and nobody
     let through without end; afterwards they share again."""
 
+    quicken(monkeypatch)
+
     async def story(server: RedisServer) -> None:
-        async with store_at(server) as here, store_at(server) as there:
+        seen = Seen(), Seen()
+        async with store_at(server, seen=seen[0]) as here, store_at(server, seen=seen[1]) as there:
             one, two = RateLimits(SystemClock(), here), RateLimits(SystemClock(), there)
             item = limits.parse("5/hour")
             await one.hit(item, "ada")
+            beats = [Retold(store).calls for store in (here, there)]
+            await until(lambda: all(beats))
             server.kill()
             for limiter in (one, two):
                 hits = (limiter.hit(item, "ada") for _ in range(30))
@@ -351,8 +356,7 @@ def test_alone_while_the_store_is_down() -> None:
                 assert sum(isinstance(result, RateLimited) for result in results) == 25
                 assert await limiter.room(item, "u", share=0.5) == 0.0
             server.restart()
-            await until(lambda: works(here))
-            await until(lambda: works(there))
+            await until(lambda: all(one.ups == [True, False, True] for one in seen))
             waits = [await (one, two)[n % 2].room(item, "ada") for n in range(7)]
             assert [wait > 0 for wait in waits] == [False] * 5 + [True] * 2
 

@@ -14,9 +14,9 @@ import pytest
 from broker.flights import Tasks
 from broker.model import Acted
 from broker.state import Memory, State, Vault
-from broker.state.memory import CLAIM_SECONDS
+from broker.state.memory import CLAIM_SECONDS, RECENT_SECONDS
 from broker.state.records import Endings
-from broker.state.store import Claim, Kept
+from broker.state.store import Claim, Kept, Put, StoreFailed
 from tests.harness import CONFIG, Broker, broker, problem
 from tests.support import AppTransport, DictStore, VirtualClock, settle
 
@@ -508,3 +508,331 @@ def test_who_was_overtaken_waits_for_what_the_other_one_makes() -> None:
         assert not store.claims
 
     asyncio.run(story())
+
+
+# While the store is uncertain
+
+
+CALLS: dict[str, Callable[[Broker, str], Awaitable[Any]]] = {
+    "rotate": lambda one, handle: one.rotate(handle),
+    "check": lambda one, handle: one.post("/v1/sessions/check", {"handle": handle}),
+    "end": lambda one, handle: one.end(handle),
+    "act": lambda one, handle: one.post("/v1/sessions/actions/any", {"handle": handle}),
+    "key": lambda one, handle: one.mint(idempotency_key="k"),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_whoever_has_time_waits_while_the_store_is_uncertain(what: str) -> None:
+    """While calls to the store fail and it does not count as away, whoever shows a handle or a key
+    waits. If nothing is certain within four seconds, they are told when to come again, and nothing
+    was minted; nothing that promises more was said."""
+
+    async def story(world: Two) -> None:
+        handle = (await world.a.mint()).json()["handle"]
+        minted = world.minted
+        world.store.failing = True
+        asked = asyncio.ensure_future(CALLS[what](world.b, handle))
+        await world.clock.advance(3.9)
+        assert not asked.done()
+        await world.clock.advance(8)  # an end asks twice: is it over, and that it be known
+        answer = await asked
+        assert (answer.status_code, problem(answer)) == (503, "overloaded")
+        assert 1 <= int(answer.headers["retry-after"]) <= 3
+        assert world.minted == minted
+        assert not world.store.claims
+
+    run(story)
+
+
+@pytest.mark.parametrize("what", CALLS)
+@pytest.mark.parametrize("then", ["well", "away"])
+def test_whoever_waited_goes_on_as_soon_as_it_is_certain(what: str, then: str) -> None:
+    """The wait ends when the store works, or counts as away: then the call goes on, with it or
+    alone."""
+    expected = {"rotate": 201, "check": 200, "end": 204, "act": 409, "key": 201}
+
+    async def story(world: Two) -> None:
+        handle = (await world.a.mint()).json()["handle"]
+        world.store.failing = True
+        asked = asyncio.ensure_future(CALLS[what](world.b, handle))
+        await world.clock.advance(2)
+        assert not asked.done()
+        world.store.failing, world.store.down = False, then == "away"
+        await world.clock.advance(0.5)
+        assert asked.done()
+        alone = then == "away" and what == "end"
+        assert (await asked).status_code == (503 if alone else expected[what])
+
+    run(story)
+
+
+def test_a_first_mint_waits_for_nothing() -> None:
+    """Without a key, a mint goes on at once while the store is uncertain, and makes no promise that
+    needs it."""
+
+    async def story(world: Two) -> None:
+        world.store.failing = True
+        before = world.clock.monotonic()
+        assert (await world.a.mint()).status_code == 201
+        assert world.clock.monotonic() == before
+
+    run(story)
+
+
+def test_a_short_budget_is_waited_for_by_half() -> None:
+    """Where a request may take two seconds, the store is waited for one."""
+    text = CONFIG + "server: {request_budget: 2s}\n"
+
+    async def story() -> None:
+        clock = VirtualClock()
+        store = DictStore(clock)
+        async with broker(text, clock=clock, store=store) as one:
+            handle = (await one.mint()).json()["handle"]
+            store.failing = True
+            asked = asyncio.ensure_future(CALLS["check"](one, handle))
+            await clock.advance(0.9)
+            assert not asked.done()
+            await clock.advance(0.4)
+            assert problem(await asked) == "overloaded"
+
+    asyncio.run(story())
+
+
+# An end that could not be told
+
+
+def test_an_end_is_not_believed_until_all_know_it() -> None:
+    """Ended while the store is away, a session is dead here at once, and the answer is 503 for as
+    long as it is asked for; when the store has been told it is 204, once; on the other replica the
+    handle is over for every use."""
+
+    async def story(world: Two) -> None:
+        handle = (await world.a.mint()).json()["handle"]
+        world.store.down = True
+        for _ in range(2):
+            answer = await world.a.end(handle)
+            assert (answer.status_code, problem(answer)) == (503, "overloaded")
+            assert 2 <= int(answer.headers["retry-after"]) <= 3
+        for what in ("rotate", "check", "act"):
+            assert (await CALLS[what](world.a, handle)).status_code == 410
+        assert (await CALLS["check"](world.b, handle)).status_code == 200
+        await world.store.back()
+        assert (await world.a.end(handle)).status_code == 204
+        for one in (world.a, world.b):
+            for what in ("rotate", "check", "end", "act"):
+                answer = await CALLS[what](one, handle)
+                assert (answer.status_code, problem(answer)) == (410, "handle-expired")
+
+    run(story)
+
+
+def test_an_end_that_failed_once_is_told_by_asking_again() -> None:
+    """Where the store was only uncertain, and works again, whoever asks again is told 204."""
+
+    async def story(world: Two) -> None:
+        handle = (await world.a.mint()).json()["handle"]
+        put = world.store.put
+
+        async def fail(items: Sequence[Put]) -> list[bool]:
+            raise StoreFailed
+
+        world.store.put = fail  # type: ignore[method-assign]
+        ending = asyncio.ensure_future(world.a.end(handle))
+        await world.clock.advance(5)
+        assert (await ending).status_code == 503
+        world.store.put = put  # type: ignore[method-assign]
+        assert (await world.a.end(handle)).status_code == 204
+        assert (await world.b.rotate(handle)).status_code == 410
+
+    run(story)
+
+
+def test_whoever_read_of_an_end_tells_it_too() -> None:
+    """Where the store was emptied and the replica where a session ended is gone, another one that
+    had read of the end tells the store again."""
+
+    async def story(world: Two) -> None:
+        handle = (await world.a.mint()).json()["handle"]
+        assert (await world.a.end(handle)).status_code == 204
+        assert (await CALLS["check"](world.b, handle)).status_code == 410
+        world.store.kept.clear()
+        del world.store.told[0]  # the first one is a's
+        await world.store.back()
+        async with broker(clock=world.clock, store=world.store) as third:
+            assert (await third.rotate(handle)).status_code == 410
+
+    run(story)
+
+
+def test_an_end_is_told_again_for_a_while() -> None:
+    """What was told in the last seconds is told again while all is well: a server that took over
+    and lacks its predecessor's last writes gets them; older ends are told only where all is."""
+
+    async def story(world: Two) -> None:
+        old = (await world.a.mint()).json()["handle"]
+        assert (await world.a.end(old)).status_code == 204
+        world.clock.pass_(RECENT_SECONDS + 0.1)
+        new = (await world.a.mint()).json()["handle"]
+        assert (await world.a.end(new)).status_code == 204
+        world.clock.pass_(1)
+        for everything, status in ((False, 200), (True, 410)):
+            world.store.kept.clear()
+            await world.store.back(everything=everything)
+            async with broker(clock=world.clock, store=world.store) as third:
+                world.store.told.pop()
+                assert (await CALLS["check"](third, new)).status_code == 410
+                assert (await CALLS["check"](third, old)).status_code == status
+
+    run(story)
+
+
+# Replicas that have acted alone
+
+
+@pytest.mark.parametrize("what", ["rotate", "key"])
+def test_replicas_that_acted_alone_agree_again(what: str) -> None:
+    """Each made its own successor of one handle, or answer to one key, while the store was away:
+    from when it is back, both give the one that was told first, and so does a third."""
+
+    async def story(world: Two) -> None:
+        handle = (await world.a.mint()).json()["handle"]
+
+        async def token(one: Broker) -> str:
+            answer: str = (await CALLS[what](one, handle)).json()["session_token"]
+            return answer
+
+        world.store.down = True
+        first, second = await token(world.a), await token(world.b)
+        assert first != second
+        assert (await token(world.a), await token(world.b)) == (first, second)
+        minted = world.minted
+        await world.store.back()  # a is told first
+        assert [await token(one) for one in (world.a, world.b)] == [first, first]
+        async with broker(clock=world.clock, store=world.store) as third:
+            assert await token(third) == first
+        assert world.minted == minted
+
+    run(story)
+
+
+@pytest.mark.parametrize("what", ["rotate", "key"])
+def test_what_was_made_alone_gives_way_to_what_is_there(what: str) -> None:
+    """One that asked while the store was away, and finds it back with another's answer when it has
+    made its own, gives its caller the other's."""
+
+    async def story(world: Two) -> None:
+        handle = (await world.a.mint()).json()["handle"]
+        gate = world.hang_a()
+        world.store.down = True
+        asked = asyncio.ensure_future(CALLS[what](world.a, handle))
+        await settle()
+        await world.store.back()
+        first = (await CALLS[what](world.b, handle)).json()["session_token"]
+        gate.set()
+        await world.clock.advance(1)
+        assert (await asked).json()["session_token"] == first
+        assert (await CALLS[what](world.a, handle)).json()["session_token"] == first
+        assert not world.store.claims
+
+    run(story)
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 250])
+def test_all_is_told_again_in_batches(count: int) -> None:
+    """However much there is to tell, all of it arrives, with the life that is left to it, in calls
+    of a hundred at the most; a value that another told first stays, and is learned."""
+
+    async def story() -> None:
+        clock = VirtualClock()
+        store = DictStore(clock)
+        one, other = (State(clock, Tasks().spawn, Vault([]), store) for _ in range(2))
+        sizes: list[int] = []
+        put = store.put
+
+        async def sized(items: Sequence[Put]) -> list[bool]:
+            sizes.append(len(items))
+            return await put(items)
+
+        store.put = sized  # type: ignore[method-assign]
+        for number in range(count):
+            one.ended.noted(f"c{number}", True, 100)
+            one.spent.noted(f"h{number}", True, 100)
+        clock.pass_(30)
+        await one._tell_again(store, True)
+        assert sum(sizes) == 2 * count
+        assert max(sizes, default=0) <= 100
+        assert len(sizes) == 2 * -(-count // 100)
+        for number in range(count):
+            assert await other.ended.get(f"c{number}") is True
+        assert all(until == clock.monotonic() + 70 for _, until in store.kept.values())
+
+    asyncio.run(story())
+
+
+def test_a_telling_that_failed_halfway_is_repeated() -> None:
+    """Where the store fails between two batches, what tells it again says so; the next time all is
+    told, and nothing was forgotten meanwhile."""
+
+    async def story() -> None:
+        clock = VirtualClock()
+        store = DictStore(clock)
+        state = State(clock, Tasks().spawn, Vault([]), store)
+        for number in range(250):
+            state.ended.noted(f"c{number}", True, 100)
+        put, left = store.put, 2
+
+        async def breaks(items: Sequence[Put]) -> list[bool]:
+            nonlocal left
+            if left == 0:
+                raise StoreFailed
+            left -= 1
+            return await put(items)
+
+        store.put = breaks  # type: ignore[method-assign]
+        with pytest.raises(StoreFailed):
+            await store.back()
+        assert len(store.kept) == 200
+        left = 9
+        await store.back()
+        assert len(store.kept) == 250
+        assert len(state.ended.here) == 250
+
+    asyncio.run(story())
+
+
+def test_what_is_over_is_not_told_again() -> None:
+    """What has died since is not told, and takes nothing's place."""
+
+    async def story() -> None:
+        clock = VirtualClock()
+        store = DictStore(clock)
+        state = State(clock, Tasks().spawn, Vault([]), store)
+        state.ended.noted("brief", True, 10)
+        state.ended.noted("long", True, 100)
+        clock.pass_(50)
+        await store.back()
+        assert list(store.kept) == [state.ended.name("long")]
+
+    asyncio.run(story())
+
+
+def test_what_was_made_is_handed_over_with_patience() -> None:
+    """A successor that was made while the store became uncertain is told for longer than anything
+    else is waited for: where the store works again within that time, the other replica gives the
+    same."""
+
+    async def story(world: Two) -> None:
+        handle = (await world.a.mint()).json()["handle"]
+        gate = world.hang_a()
+        asked = asyncio.ensure_future(world.a.rotate(handle))
+        await settle()
+        world.store.failing = True
+        gate.set()
+        await world.clock.advance(6)
+        world.store.failing = False
+        await world.clock.advance(1)
+        token = (await asked).json()["session_token"]
+        assert (await world.b.rotate(handle)).json()["session_token"] == token
+
+    run(story)

@@ -1,16 +1,14 @@
-"""The shared store, at real servers: what it keeps, what it never tells, and what it does when the
-server is slow, mute, full, gone, strange, or back."""
+"""The shared store, at real servers: what it keeps, what it never tells, and where it may be. What it
+does when the server is slow, mute, full, gone, strange or back stands in test_store_health."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
-import random
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,106 +19,37 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from broker.errors import ConfigError
 from broker.flights import Tasks
 from broker.model import Secret
-from broker.schedule import Clock, SystemClock
+from broker.schedule import SystemClock
 from broker.state.addresses import Address, parse_address
 from broker.state.redis_store import RedisStore
-from broker.state.store import Claim, Kept, Put, StoreDown
+from broker.state.store import Claim, Put, StoreDown
 from broker.state.vault import Vault
-from tests.redis_server import RedisServer, free_port, redis_cluster, redis_sentinel, redis_server
-from tests.support import VirtualClock
-
-NEW, OLD = Secret("n" * 32), Secret("o" * 32)
-TIMEOUT = 0.25
-PATIENT = 2.0
-"""The deadline where the server is well, or refuses at once, and only the machine may be slow."""
-SLACK = 0.7
-"""Of a busy machine, beyond the deadline: with it, a call still ends within a second."""
-
-
-class Seen:
-    """Stands in for the metrics."""
-
-    def __init__(self) -> None:
-        self.answers: Counter[tuple[str, str]] = Counter()
-        self.ups: list[bool] = []
-
-    def store_answered(self, operation: str, outcome: str) -> None:
-        self.answers[operation, outcome] += 1
-
-    def store_up(self, is_up: bool) -> None:
-        self.ups.append(is_up)
-
-
-@contextlib.asynccontextmanager
-async def store_at(
-    url: str,
-    *ring: Secret,
-    seen: Seen | None = None,
-    clock: Clock | None = None,
-    **options: Any,
-) -> AsyncIterator[RedisStore]:
-    tasks = Tasks()
-    store = RedisStore(
-        Secret(url), Vault(ring or (NEW,)), clock or SystemClock(), seen or Seen(), tasks.spawn,
-        **{"timeout": PATIENT, "prefix": "broker", "ca_file": None} | options,
-    )  # fmt: skip
-    try:
-        yield store
-    finally:
-        await store.close()
-        await tasks.close()
-
-
-def run(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 20))
-
-
-async def until(true: Callable[[], bool | Awaitable[bool]], seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        answer = true()
-        if answer if isinstance(answer, bool) else await answer:
-            return
-        assert time.monotonic() < end, "did not come true"
-        await asyncio.sleep(0.01)
-
-
-async def works(store: RedisStore) -> bool:
-    try:
-        await store.get(["anything"])
-    except StoreDown:
-        return False
-    return True
-
-
-async def down(call: Awaitable[Any]) -> float:
-    """Seconds after which it said that the store is down."""
-    began = time.monotonic()
-    with pytest.raises(StoreDown) as caught:
-        await call
-    assert caught.value.__cause__ is None
-    return time.monotonic() - began
-
-
-def values(kept: Sequence[Kept | None]) -> list[bytes | None]:
-    return [one and one.value for one in kept]
+from tests.redis_server import RedisServer, redis_cluster, redis_sentinel, redis_server
+from tests.stores import (
+    NEW,
+    OLD,
+    PATIENT,
+    SLACK,
+    Seen,
+    down,
+    keys_of,
+    outcome,
+    run,
+    store_at,
+    until,
+    values,
+    works,
+)
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[RedisServer]:
     with redis_server() as url:
         yield url
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes come five times as often."""
-    monkeypatch.setattr("broker.state.redis_store.PROBE_EVERY", 0.1)
 
 
 @pytest.fixture
@@ -231,9 +160,68 @@ def test_only_what_is_still_this_is_forgotten(server: RedisServer) -> None:
     run(story())
 
 
-def test_scripts_and_data_may_be_lost(server: RedisServer) -> None:
-    """After FLUSHALL and SCRIPT FLUSH it all works on, without one failure."""
+def test_each_script_may_be_sent_twice(server: RedisServer) -> None:
+    """A call whose answer was lost is made again: the same value, put by the same owner or as the
+    only one, is "there" the second time too, the same owner has its claim again, and what was given
+    back is not taken from whoever has it by then."""
+
+    async def story() -> None:
+        async with store_at(server) as store:
+            twice = store._link.send
+
+            async def send(commands: Any, line: Any = None) -> Any:
+                await twice(commands, line)
+                return await twice(commands, line)
+
+            store._link.send = send  # type: ignore[method-assign]
+            assert (await store.claim("a", "me", 60))[0] is Claim.ACQUIRED
+            assert (await store.claim("a", "you", 60))[0] is Claim.HELD
+            assert await store.extend("a", "me", 60)
+            assert not await store.extend("a", "you", 60)
+            assert await store.put([Put("a", b"mine", 60, "me")]) == [True]
+            assert (await store.claim("a", "you", 60))[0] is Claim.ACQUIRED
+            assert await store.put([Put("b", b"first", 60, only_new=True)]) == [True]
+            assert await store.put([Put("b", b"second", 60, only_new=True)]) == [False]
+            await store.release("a", "me")
+            assert (await store.claim("a", "third", 60))[0] is Claim.HELD
+            await store.release("a", "you")
+            assert (await store.claim("a", "third", 60))[0] is Claim.ACQUIRED
+            await store.delete_if("b", b"first")
+            assert values(await store.get(["a", "b"])) == [b"mine", None]
+
+    run(story())
+
+
+def test_another_value_is_not_taken_for_the_same(server: RedisServer) -> None:
+    """A put by an owner whose claim is over is refused where there is another value, and where
+    another has the claim; also as one of many, each of which has its own answer. What is put
+    without owner replaces."""
+
+    async def story() -> None:
+        async with store_at(server) as store:
+            await store.put([Put("a", b"theirs", 60)])
+            await store.claim("held", "you", 60)
+            late = [
+                Put("a", b"mine", 60, "me"),
+                Put("a", b"theirs", 60, "me"),
+                Put("a", b"mine", 60, only_new=True),
+                Put("a", b"theirs", 60, only_new=True),
+                Put("held", b"mine", 60, "me"),
+                Put("free", b"mine", 60, "me"),
+            ]
+            assert await store.put(late) == [False, True, False, True, False, True]
+            assert values(await store.get(["a", "held", "free"])) == [b"theirs", None, b"mine"]
+            assert await store.put([Put("a", b"newer", 60)]) == [True]
+            assert values(await store.get(["a"])) == [b"newer"]
+
+    run(story())
+
+
+def test_scripts_and_data_may_be_lost(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After FLUSHALL and SCRIPT FLUSH it all works on, without one failure. (That the data are gone
+    is noticed too, see test_store_health; here no beat comes in between.)"""
     seen = Seen()
+    monkeypatch.setattr("broker.state.store_watch.BEAT_SECONDS", 600.0)
 
     async def story() -> None:
         async with store_at(server, seen=seen) as store:
@@ -252,10 +240,6 @@ def test_scripts_and_data_may_be_lost(server: RedisServer) -> None:
 
 
 # What it never tells
-
-
-def keys_of(server: RedisServer) -> list[bytes]:
-    return [line for line in server.command("KEYS", "*").split(b"\r\n")[2::2] if line]
 
 
 def test_the_server_learns_nothing(server: RedisServer) -> None:
@@ -311,427 +295,6 @@ def test_rings_of_keys(server: RedisServer) -> None:
         async with store_at(server, NEW) as new, store_at(server, NEW, prefix="other") as other:
             assert values(await new.get(["a", "b"])) == [None, b"by new"]
             assert await other.get(["b"]) == [None]
-
-    run(story())
-
-
-# What it does when the server does not
-
-
-def test_every_call_ends_in_time(server: RedisServer) -> None:
-    """Against a mute server each call ends within the deadline: on a connection that is there, on
-    one to be made, and five hundred at once; a claim is ERROR, a release is silent."""
-
-    async def story() -> None:
-        seen = Seen()
-        async with (
-            store_at(server, seen=seen, timeout=TIMEOUT) as warm,
-            store_at(server, timeout=TIMEOUT) as cold,
-        ):
-            await asyncio.gather(*(warm.get(["a"]) for _ in range(40)))
-            server.pause()
-            try:
-                for store in (warm, cold):
-                    assert TIMEOUT <= await down(store.get(["a", "b"])) < TIMEOUT + SLACK
-                    began = time.monotonic()
-                    assert await store.claim("a", "me", 5) == (Claim.ERROR, None)
-                    assert TIMEOUT <= time.monotonic() - began < TIMEOUT + SLACK
-                crowd = await asyncio.gather(*(down(cold.get(["a"])) for _ in range(500)))
-                assert max(crowd) < TIMEOUT + 2 * SLACK
-                assert min(crowd) >= TIMEOUT
-                began = time.monotonic()
-                await warm.release("a", "me")
-                await cold.close()
-                assert time.monotonic() - began < 2 * TIMEOUT + SLACK
-            finally:
-                server.resume()
-        assert [answer for answer in seen.answers if answer[1] != "ok"] == [
-            ("get", "timeout"), ("claim", "timeout"), ("release", "timeout"),
-        ]  # fmt: skip
-
-    run(story())
-
-
-def test_three_failures_are_down_and_one_probe_brings_it_back() -> None:
-    """One failure, or two with a success between, trips nothing; after three in a row no call goes
-    out, each is refused at once; the server is told from a probe alone, and comes back by itself.
-    One line each is logged, without the URL."""
-
-    async def story(server: RedisServer) -> None:
-        seen, clock = Seen(), VirtualClock()
-        url = server.replace("redis://", "redis://canary-user:canary-word@")
-        server.command("ACL", "SETUSER", "canary-user", "on", ">canary-word", "~*", "+@all")
-        async with store_at(url, seen=seen, clock=clock, timeout=TIMEOUT) as store:
-            assert await works(store)
-            server.pause()
-            for _ in range(FAILURES - 1):
-                await down(store.get(["a"]))
-            server.resume()
-            assert await works(store)
-            server.kill()
-            for _ in range(FAILURES):
-                await down(store.get(["a"]))
-            assert seen.ups == [True, False]
-            crowd = await asyncio.gather(*(down(store.get(["a"])) for _ in range(200)))
-            assert sorted(crowd)[len(crowd) // 2] < 0.01  # a machine may stand still during one
-            assert seen.answers["get", "down"] == 200
-            assert (await store.claim("a", "me", 5))[0] is Claim.ERROR
-            await clock.advance(2)
-            assert seen.ups == [True, False]
-            server.restart()
-            server.command("ACL", "SETUSER", "canary-user", "on", ">canary-word", "~*", "+@all")
-            before = server.command("INFO", "commandstats")
-            assert b"cmdstat_eval" not in before
-            await clock.advance(0.7)
-            await until(lambda: seen.ups == [True, False, True])
-            probed = server.command("INFO", "commandstats")
-            assert b"cmdstat_set:calls=1," in probed
-            assert await works(store)
-            await clock.advance(60)
-            assert b"cmdstat_set:calls=1," in server.command("INFO", "commandstats")
-
-    with redis_server() as server, capture_logs() as lines:
-        run(story(server))
-    assert [(line["event"], line["log_level"]) for line in lines] == [
-        ("store_down", "warning"), ("store_up", "warning"),
-    ]  # fmt: skip
-    assert lines[0]["cause"] == "ConnectionError"
-    assert "canary" not in repr(lines)
-
-
-def test_what_is_durable_is_told_later() -> None:
-    """A durable put that failed is sent when the server is back, with the life that is left to it
-    then; what died meanwhile, what was taken back and what is not durable is not."""
-
-    async def story(server: RedisServer) -> None:
-        seen, clock = Seen(), VirtualClock()
-        async with store_at(server, seen=seen, clock=clock) as store:
-            server.kill()
-            await down(
-                store.put(
-                    [
-                        Put("ended", b"old", 50, durable=True),
-                        Put("brief", b"x", 5, durable=True),
-                        Put("taken back", b"x", 100, durable=True),
-                        Put("token", b"x", 100),
-                    ]
-                )
-            )
-            await down(store.put([Put("ended", b"yes", 100, durable=True)]))
-            await down(store.delete_if("ended", b"old"))
-            await down(store.delete_if("taken back", b"x"))
-            await down(store.put([Put(f"many {n}", b"x", 100, durable=True) for n in range(250)]))
-            clock.pass_(30)
-            server.restart()
-            await clock.advance(1)
-            await until(lambda: seen.ups == [True, False, True])
-            ended, *others = await store.get(["ended", "brief", "taken back", "token", "many 249"])
-            assert ended is not None
-            assert ended.value == b"yes"
-            assert 65 < ended.seconds <= 70
-            assert values(others) == [None, None, None, b"x"]
-
-    with redis_server() as server:
-        run(story(server))
-
-
-def test_a_single_failure_is_made_up_for_too() -> None:
-    """A durable put that failed once, while the store does not count as down, is told as well; a
-    newer value under the name is not overwritten by it."""
-
-    async def story(server: RedisServer) -> None:
-        seen, clock = Seen(), VirtualClock()
-        async with store_at(server, seen=seen, clock=clock) as store:
-            server.kill()
-            await down(store.put([Put("a", b"old", 100, durable=True)]))
-            await down(store.put([Put("b", b"b", 100, durable=True)]))
-            server.restart()
-            await store.put([Put("a", b"new", 100)])
-            await clock.advance(1)
-
-            async def told() -> bool:
-                return values(await store.get(["a", "b"])) == [b"new", b"b"]
-
-            await until(told)
-            assert seen.ups == [True]
-
-    with redis_server() as server:
-        run(story(server))
-
-
-def test_what_comes_while_it_is_paid_is_still_owed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A newer value that failed while an older one was being sent is sent in its turn."""
-
-    async def story(server: RedisServer) -> None:
-        clock = VirtualClock()
-        async with store_at(server, clock=clock) as store:
-            server.kill()
-            await down(store.put([Put("a", b"older", 100, durable=True)]))
-            server.restart()
-            send = store._send
-
-            async def meanwhile(commands: Any) -> Any:
-                monkeypatch.undo()
-                answers = await send(commands)
-                store._owe(Put("a", b"newer", 100, durable=True), clock.monotonic() + 100)
-                return answers
-
-            monkeypatch.setattr(store, "_send", meanwhile)
-            await clock.advance(1)
-            await until(lambda: not store._owed)
-            assert values(await store.get(["a"])) == [b"newer"]
-
-    with redis_server() as server:
-        run(story(server))
-
-
-def test_what_is_owed_is_bounded() -> None:
-    """Of more than it may remember for a server that is gone, the newest are kept."""
-
-    async def story() -> None:
-        async with store_at(f"redis://127.0.0.1:{free_port()}", clock=VirtualClock()) as store:
-            await down(store.put([Put(f"{n}", b"", 9, durable=True) for n in range(MOST_OWED + 9)]))
-            assert len(store._owed) == MOST_OWED
-            assert next(iter(store._owed)) == "9"
-
-    run(story())
-
-
-def test_a_restart_on_the_same_port_heals_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed and started again, the server is used again within two seconds, by the real clock."""
-    monkeypatch.undo()
-
-    async def story(server: RedisServer) -> None:
-        async with store_at(server) as store:
-            await store.put([Put("a", b"x", 60)])
-            server.kill()
-            for _ in range(5):
-                assert await down(store.get(["a"])) < PATIENT / 2
-            server.restart()
-            began = time.monotonic()
-            await until(lambda: works(store))
-            assert time.monotonic() - began < 2
-            assert await store.get(["a"]) == [None]
-
-    with redis_server() as server:
-        run(story(server))
-
-
-def test_a_stopped_server_heals_by_itself(server: RedisServer) -> None:
-    """So does one that was mute for a while; what it answers late is nobody's."""
-
-    async def story() -> None:
-        async with store_at(server, timeout=TIMEOUT) as store:
-            await store.put([Put("a", b"a", 60), Put("b", b"b", 60)])
-            server.pause()
-            for _ in range(FAILURES):
-                await down(store.get(["a"]))
-            server.resume()
-            await until(lambda: works(store))
-            assert values(await store.get(["b"])) == [b"b"]
-
-    run(story())
-
-
-@contextlib.asynccontextmanager
-async def proxy(delay: Callable[[], float], port: Callable[[], int]) -> AsyncIterator[str]:
-    """Passes everything on, each answer after `delay()` seconds; new connections to `port()`."""
-    tasks = Tasks()
-
-    async def carry(reader: Any, writer: Any, wait: Callable[[], float]) -> None:
-        try:
-            while data := await reader.read(65536):
-                await asyncio.sleep(wait())
-                writer.write(data)
-                await writer.drain()
-        except OSError:
-            pass
-        finally:
-            writer.transport.abort()
-
-    async def serve(reader: Any, writer: Any) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", port())
-        tasks.spawn(carry(there, writer, delay))
-        tasks.spawn(carry(reader, back, lambda: 0.0))
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    finally:
-        listening.close()
-        await tasks.close()
-        await asyncio.sleep(0.01)
-
-
-def test_no_answer_is_taken_for_another_s(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Behind a line that is now and then slower than the deadline, with callers who leave at any
-    moment, whoever gets an answer gets their own: 1000 calls, of which many are late."""
-    draw = random.Random(4711)
-    monkeypatch.setattr("broker.state.redis_store.FAILURES", 10**9)  # not about the guard
-
-    async def story() -> None:
-        got: Counter[str] = Counter()
-
-        async def one(store: RedisStore, number: int) -> None:
-            names = [str(number % 50), str((number + 7) % 50)][: 1 + number % 2]
-            try:
-                kept = await store.get(names)
-            except StoreDown:
-                got["down"] += 1
-                return
-            assert values(kept) == [name.encode() for name in names]
-            got["right"] += 1
-
-        async def caller(store: RedisStore, first: int) -> None:
-            for number in range(first, first + 40):
-                asked = asyncio.ensure_future(one(store, number))
-                await asyncio.wait((asked,), timeout=draw.choice([0.001, 0.01, 1, 1]))
-                got["left"] += not asked.done()
-                asked.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asked
-
-        slow = lambda: draw.choice([0, 0, 0, 0, 0, 0.002, 0.1])  # noqa: E731
-        async with proxy(slow, lambda: server.port) as url, store_at(url, timeout=0.05) as store:
-            async with store_at(server) as near:
-                await near.put([Put(str(n), str(n).encode(), 60) for n in range(50)])
-            await asyncio.gather(*(caller(store, 40 * n) for n in range(25)))
-        assert got["right"] > 10, got
-        assert got["down"] > 10, got
-        assert got["left"] > 10, got
-
-    run(story())
-
-
-def test_a_probe_may_take_longer_than_a_call(server: RedisServer) -> None:
-    """A server that is slower than a call may be, as after a cold start, is still found to be back:
-    nobody waits for the probe."""
-    seen, slow = Seen(), 0.2
-
-    async def story() -> None:
-        nonlocal slow
-        async with (
-            proxy(lambda: slow, lambda: server.port) as url,
-            store_at(url, seen=seen, timeout=0.1) as store,
-        ):
-            for _ in range(FAILURES):
-                await down(store.get(["a"]))
-            await until(lambda: seen.ups == [True, False, True], 2)
-            slow = 0.0
-            await until(lambda: works(store), 2)
-
-    run(story())
-
-
-def test_a_name_that_moved_is_followed(server: RedisServer) -> None:
-    """Where a server was demoted to a replica, but keeps its connections, and its name now leads to
-    another one, the store goes there: what is probed is a new connection."""
-
-    async def story(new: RedisServer) -> None:
-        place = server.port
-        async with proxy(lambda: 0.0, lambda: place) as url, store_at(url) as store:
-            await store.put([Put("a", b"x", 60)])
-            server.command("REPLICAOF", "127.0.0.1", "1")
-            place = new.port
-            for _ in range(FAILURES):
-                await down(store.put([Put("a", b"y", 60)]))
-            await until(lambda: works(store))
-            await store.put([Put("a", b"z", 60)])
-            assert b"{broker:a}" in keys_of(new)
-
-    try:
-        with redis_server() as new:
-            run(story(new))
-    finally:
-        server.command("REPLICAOF", "NO", "ONE")
-
-
-def test_places_are_not_lost(server: RedisServer) -> None:
-    """After a thousand calls that were left or cut off, as many fit at once as before, over no more
-    connections than there may be."""
-
-    async def story() -> None:
-        async with store_at(server) as store:
-            for _ in range(10):
-                asked = [asyncio.ensure_future(store.get([str(n)])) for n in range(100)]
-                await asyncio.sleep(0.001)
-                for one in asked:
-                    one.cancel()
-                await asyncio.gather(*asked, return_exceptions=True)
-            await asyncio.gather(*(store.get([str(n)]) for n in range(500)))
-            assert store._places._value == 32
-            pool = store._line.client.connection_pool
-            assert not pool._in_use_connections
-            clients = server.command("CLIENT", "LIST").count(b"cmd=eval")
-            assert 1 <= clients <= 32
-
-    run(story())
-
-
-def test_whatever_the_server_says_is_no_outage() -> None:
-    """A wrong password, none, a server that is full, one that became a replica, and a value of
-    another type are StoreDown and ERROR at once; full and replica are found out by the probe, which
-    writes, so that the store is not called up because it can be read."""
-
-    async def story(server: RedisServer) -> None:
-        for userinfo in ("", ":wrong@", "nobody:secret@"):
-            async with store_at(server.replace("://", f"://{userinfo}")) as store:
-                assert await down(store.get(["a"])) < PATIENT / 2
-                assert await store.claim("a", "me", 5) == (Claim.ERROR, None)
-        seen = Seen()
-        url = server.replace("://", "://:right@")
-        async with store_at(url, seen=seen) as store:
-            server.command("LPUSH", "{broker:list}", "x", password="right")
-            await down(store.get(["list"]))
-            await store.put([Put("a", b"x", 60)])
-            for spoil, mend in (
-                (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
-                (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
-            ):
-                server.command(*spoil, password="right")
-                assert values(await store.get(["a"])) == [b"x"]
-                for _ in range(FAILURES):
-                    assert (await store.claim("b", "me", 5))[0] is Claim.ERROR
-                await asyncio.sleep(0.3)
-                assert seen.ups[-1] is False
-                server.command(*mend, password="right")
-                await until(lambda: works(store))
-        assert {outcome for _, outcome in seen.answers} == {"ok", "error", "down"}
-
-    with redis_server("--requirepass", "right") as server:
-        run(story(server))
-
-
-def test_nobody_there() -> None:
-    """A port where nobody listens is StoreDown at once, for each way to be a server."""
-
-    async def story() -> None:
-        for scheme, more in (
-            ("redis", ""),
-            ("redis+cluster", ""),
-            ("redis+sentinel", "?service=m"),
-        ):
-            async with store_at(f"{scheme}://127.0.0.1:{free_port()}{more}") as store:
-                assert await down(store.get(["a", "b"])) < PATIENT / 2
-                assert await store.claim("a", "me", 5) == (Claim.ERROR, None)
-
-    run(story())
-
-
-def test_after_the_end(server: RedisServer) -> None:
-    """A closed store opens no connection for a call that comes late."""
-
-    async def story() -> None:
-        async with store_at(server) as store:
-            assert await works(store)
-            await store.close()
-            await down(store.get(["a"]))
-            assert (await store.claim("a", "me", 5))[0] is Claim.ERROR
-            assert b"cmd=eval" not in server.command("CLIENT", "LIST")
 
     run(story())
 
@@ -849,10 +412,14 @@ def test_sentinels_name_the_master() -> None:
             master.pause()
 
             async def written() -> bool:
-                return (await store.claim(f"b{time.monotonic()}", "me", 5))[0] is Claim.ACQUIRED
+                return await outcome(store.put([Put("b", b"", 5)])) == "ok"
 
-            await until(written, 12)
-            assert values(await store.get(["a"])) == [b"x"]
+            await until(written)
+
+            async def kept() -> bool:  # not at once: another server is told again first
+                return await works(store) and values(await store.get(["a"])) == [b"x"]
+
+            await until(kept)
             assert b"role:master" in replica.command("INFO", "replication")
 
     with (
@@ -860,13 +427,13 @@ def test_sentinels_name_the_master() -> None:
         redis_server("--repl-diskless-sync-delay", "0") as master,
         redis_server("--replicaof", "127.0.0.1", str(master.port)) as replica,
     ):
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while b"state=online" not in master.command("INFO", "replication"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         with redis_sentinel(master) as url:
             mute.pause()
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + 40
             while b"num-slaves\r\n$1\r\n1" not in url.command("SENTINEL", "MASTERS"):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -912,12 +479,12 @@ def test_a_cluster() -> None:
 
             async def followed() -> bool:
                 try:
-                    await store.get([other])  # so that it never fails three times in a row
+                    await store.get([other])  # which works all the time
                     return values(await store.get([gone])) == [gone.encode()]
                 except StoreDown:
                     return False
 
-            await until(followed, 12)
+            await until(followed)
             assert b"role:master" in nodes[3].command("INFO", "replication")
             nodes[0].resume()
 
