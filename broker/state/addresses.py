@@ -192,7 +192,8 @@ def dialer(address: Address, *, timeout: float, ca_file: str | None) -> Callable
     else:
         kind = _over(connection.Connection, context)
         to_server |= {"host": address.hosts[0][0], "port": address.hosts[0][1]}
-    return lambda: _pooled(connection.ConnectionPool(kind, MOST_CONNECTIONS, **to_server))
+    pool = _turning(connection.ConnectionPool)
+    return lambda: _pooled(pool(kind, MOST_CONNECTIONS, **to_server))
 
 
 def _trusting(ca_file: str | None) -> ssl.SSLContext:
@@ -215,6 +216,20 @@ def _over(kind: Any, context: ssl.SSLContext | None) -> Any:
             return {**super()._connection_arguments(), "ssl": context}
 
     return Encrypted
+
+
+def _turning(kind: Any) -> Any:
+    """This kind of pool, which hands out the connection that idled longest, as a cluster's client
+    does: so that none is left out for long, whose server is not behind the address any more."""
+
+    class Turning(kind):  # type: ignore[misc]
+        def get_available_connection(self) -> Any:
+            idle = self._available_connections
+            if idle:
+                idle.append(idle.pop(0))
+            return super().get_available_connection()
+
+    return Turning
 
 
 def _pooled(pool: Any, also: Callable[[], Awaitable[None]] | None = None) -> Line:
@@ -251,7 +266,7 @@ def _sentinel(
         Redis.from_pool(ConnectionPool(kinds[1], host=host, port=port, **to_sentinel))
         for host, port in address.hosts
     ]
-    pool = untyped.SentinelConnectionPool(
+    pool = _turning(untyped.SentinelConnectionPool)(
         address.service,
         manager,
         connection_class=kinds[0],

@@ -55,7 +55,8 @@ class Link:
         self._places = asyncio.Semaphore(MOST_CONNECTIONS)
         self._in_use = 0
         self.widest = 1
-        """The most calls at once over the current line, which has so many connections at most."""
+        """The most calls of callers at once over the current line. It has one connection more at
+        most: of who looks it over, one after another."""
         self.line = dial()
         self.replaced: Callable[[], None] = lambda: None
         """Called when `line` is another one."""
@@ -106,6 +107,15 @@ class Link:
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
 
+    async def called(self, work: Callable[[], Awaitable[T]]) -> T:
+        """`bounded`, for a caller: see `widest`."""
+        self._in_use += 1
+        self.widest = max(self.widest, min(self._in_use, MOST_CONNECTIONS))
+        try:
+            return await self.bounded(work)
+        finally:
+            self._in_use -= 1
+
     async def bounded(self, work: Callable[[], Awaitable[T]], least: float = 0.0) -> T:
         """What `work` gives, within the deadline (or `least` seconds, if that is longer). Raises
         TimeoutError, and what `work` raises.
@@ -127,12 +137,7 @@ class Link:
     async def _in_place(self, work: Callable[[], Awaitable[T]]) -> T:
         """Never more calls at once than connections: with none left, the library fails at once."""
         async with self._places:
-            self._in_use += 1
-            self.widest = max(self.widest, self._in_use)
-            try:
-                return await work()
-            finally:
-                self._in_use -= 1
+            return await work()
 
 
 def cause_of(error: Exception) -> str:

@@ -134,7 +134,7 @@ class RedisStore:
             raise StoreFailed("settling")
         for is_last in (False, True):
             try:
-                result = await self._link.bounded(work)
+                result = await self._link.called(work)
             except Exception as exc:  # noqa: BLE001  (also the library's own slips are no outage)
                 cause = cause_of(exc)
                 self._metrics.store_answered(operation, "timeout" if is_timeout(cause) else "error")

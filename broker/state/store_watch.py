@@ -194,18 +194,20 @@ class Watch:
 
     async def _strays(self) -> bool:
         """Does a connection in use not find the mark that was written over a new one? Then it leads
-        to a server that is not behind the address any more."""
-        command = self._scripts.read(self._name)
+        to a server that is not behind the address any more.
 
-        async def strays() -> bool:
+        One after another, which come by turns: at once, they would drive calls that are made
+        meanwhile to new connections, more with every beat."""
+        command = self._scripts.read(self._name)
+        for _ in range(self._link.widest + 1):
             try:
                 (answer,) = await self._link.bounded(lambda: self._link.send([command]))
             except Exception as exc:  # noqa: BLE001  (a call that fails is judged as any other)
                 return leads_elsewhere(exc)
             found = self._scripts.opened(self._name, *answer)
-            return found is None or found.value not in self._marks
-
-        return any(await asyncio.gather(*(strays() for _ in range(self._link.widest))))
+            if found is None or found.value not in self._marks:
+                return True
+        return False
 
     async def _back(self, told: _Told) -> None:
         """Tells all that must be known, waits for the other replicas, and lets everybody in."""
