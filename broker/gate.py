@@ -177,7 +177,6 @@ class Gate:
             await self._load.admission.enter(urgency, scope.get("is_gone", _stays))
         except Overloaded as exc:
             self._metrics.shed.inc()
-            record.operation = "shed"
             note(record, exc)
             return problem(exc, record.request_id)
         return None

@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp
 
+from broker.loop_time import LoopTime
 from tests.chaos import config
 from tests.chaos.callers import jwt, page_jwt, read
 from tests.chaos.judge import CUT, SILENT, Answer, Judge
@@ -64,6 +65,8 @@ class Load:
         self.ended: deque[Chain] = deque(maxlen=20)
         """What callers have ended last, told 204, or 503 as the store did not know it yet."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop_time = LoopTime()
+        """So that what the callers' own loop slept away is not taken for a late answer."""
         self.skipped = 0
         self.strangers = 0
 
@@ -72,11 +75,13 @@ class Load:
     @contextlib.asynccontextmanager
     async def running(self, rate: float) -> AsyncIterator[None]:
         """rate: operations started in a second; some are two or three requests."""
+        self._loop_time.start()
         try:
             async with self.more(rate):
                 yield
         finally:
             await self.drained()
+            self._loop_time.stop()
 
     @contextlib.asynccontextmanager
     async def more(self, rate: float) -> AsyncIterator[None]:
@@ -252,6 +257,7 @@ class Load:
         headers |= {"idempotency-key": key} if key else {}
         body = {} if body is None and method == "POST" else body
         sent, may = time.monotonic(), self.judge.allowed(kind, target)
+        began = self._loop_time.running()
         status, outcome, told, fields = 0, SILENT, {}, {}
         try:
             async with (
@@ -268,7 +274,7 @@ class Load:
             pass
         except (aiohttp.ClientError, OSError):
             status, outcome = 0, CUT
-        seconds = time.monotonic() - sent
+        seconds = self._loop_time.running() - began
         may |= self.judge.allowed(kind, target)
         answer = Answer(
             kind, subject, sent, seconds, status, outcome, told, fields, target, frozenset(may)
