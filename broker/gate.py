@@ -140,10 +140,7 @@ class Gate:
 
     def _always(self, record: Record) -> list[Header]:
         """The fields that every answer has; the judges below add to them."""
-        extra: list[Header] = [
-            (b"x-request-id", record.request_id.encode()),
-            (b"x-content-type-options", b"nosniff"),
-        ]
+        extra = _always(record.request_id)
         if self._load.draining:
             extra.append((b"connection", b"close"))
         return extra
@@ -196,7 +193,7 @@ class Gate:
         fields = dict(headers)
         request_id = request_id_of(fields)
         reply = problem(error, request_id)
-        extra = [(b"x-request-id", request_id.encode()), (b"vary", b"Origin")]
+        extra = [*_always(request_id), (b"vary", b"Origin")]
         origin = fields.get(b"origin")
         credentials = None if origin is None else self._origins.allowed(path, text(origin))
         if origin is not None and credentials is not None:
@@ -259,6 +256,11 @@ class Gate:
             if not any(address in network for network in self._proxies):
                 break
         return host
+
+
+def _always(request_id: str) -> list[Header]:
+    """The fields that every answer has."""
+    return [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
 
 
 def _stays() -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 TICK_SECONDS = 0.02
 UNNOTICED_SECONDS = 0.01
-"""A tick that is late by less is on time: every turn of a busy loop takes some milliseconds."""
+"""Of each tick's delay, which is no stall: every turn of a busy loop takes some milliseconds."""
 LAST_LOOK_SECONDS = 0.05
 """Running seconds that a wait is given after a stall, whatever was left of it: an answer that lies
 in the socket passes through a handful of turns of the loop before its reader has it."""
@@ -75,8 +75,7 @@ class LoopTime:
     def _overdue(self) -> float:
         if self._due is None:
             return 0.0
-        late = time.monotonic() - self._due
-        return late if late > UNNOTICED_SECONDS else 0.0
+        return max(0.0, time.monotonic() - self._due - UNNOTICED_SECONDS)
 
     def _arm(self) -> None:
         self._due = time.monotonic() + TICK_SECONDS
