@@ -64,9 +64,11 @@ class Link:
     def dial(self) -> Line:
         return self._dial()
 
-    def redial(self) -> None:
-        """New calls go over new connections."""
-        self.take(self._dial())
+    def redial(self, instead: Line) -> None:
+        """New calls go over new connections, if they do not already: of many that are answered
+        "not here" at once over one line, the first replaces it."""
+        if self.line is instead:
+            self.take(self._dial())
 
     def take(self, line: Line) -> None:
         """New calls go over `line`; those under way end on the one they are on."""

@@ -133,13 +133,14 @@ class RedisStore:
             self._metrics.store_answered(operation, "down")
             raise StoreFailed("settling")
         for is_last in (False, True):
+            line = self._link.line
             try:
                 result = await self._link.called(work)
             except Exception as exc:  # noqa: BLE001  (also the library's own slips are no outage)
                 cause = cause_of(exc)
                 self._metrics.store_answered(operation, "timeout" if is_timeout(cause) else "error")
                 if leads_elsewhere(exc) and not is_last:
-                    self._link.redial()
+                    self._link.redial(line)
                     self._watch.doubt()
                 elif is_last or not is_broken(exc):
                     self._watch.failed(operation, cause)
