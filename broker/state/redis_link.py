@@ -7,7 +7,6 @@ count seconds in which our own loop stood still against the server.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -54,6 +53,7 @@ class Link:
         self._spawn = spawn
         self._places = asyncio.Semaphore(MOST_CONNECTIONS)
         self._in_use = 0
+        self._closing: set[asyncio.Future[None]] = set()
         self.widest = 1
         """The most calls of callers at once over the current line. It has one connection more at
         most: of who looks it over, one after another."""
@@ -77,9 +77,20 @@ class Link:
         _ = self._spawn(self._hang_up(before))
 
     async def hang_up(self, line: Line) -> None:
-        """Closes a line that nobody uses any more."""
-        with contextlib.suppress(Exception):  # nothing can be told to it any more
-            await self.bounded(line.close)
+        """Closes a line that nobody uses any more. Goes on where whoever asks is cancelled, and is
+        none of the app's tasks, which are cancelled as it ends: then connections would stay."""
+        closing = asyncio.ensure_future(line.close())
+        self._closing.add(closing)
+        closing.add_done_callback(_seen)
+        closing.add_done_callback(self._closing.discard)
+        if not await self._loop_time.finished(closing, self._timeout):
+            closing.cancel()
+
+    async def close(self) -> None:
+        """Ends the current line, and waits for those that are ending, within the deadline."""
+        await self.hang_up(self.line)
+        for closing in list(self._closing):
+            await self._loop_time.finished(closing, self._timeout)
 
     async def _hang_up(self, line: Line) -> None:
         try:
@@ -173,7 +184,7 @@ def is_broken(error: Exception) -> bool:
     )
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
+def _seen(task: asyncio.Future[Any]) -> None:
     """An error after the deadline is nobody's any more."""
     if not task.cancelled():
         task.exception()

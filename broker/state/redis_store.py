@@ -8,6 +8,7 @@ Neither a value nor the URL may come into an error or a log line.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -113,7 +114,8 @@ class RedisStore:
         """Ends the watch and the connections, within the deadline."""
         self._closed = True
         self._watching.cancel()
-        await self._link.hang_up(self._link.line)
+        await asyncio.wait((self._watching,))  # which ends its own connection, within the deadline
+        await self._link.close()
 
     async def _send(self, operation: str, commands: Sequence[Command]) -> list[Any]:
         return await self._call(operation, lambda: self._link.send(commands))
@@ -132,17 +134,18 @@ class RedisStore:
         if self._watch.is_settling:
             self._metrics.store_answered(operation, "down")
             raise StoreFailed("settling")
-        for is_last in (False, True):
+        for is_first in (True, False):
             line = self._link.line
             try:
                 result = await self._link.called(work)
             except Exception as exc:  # noqa: BLE001  (also the library's own slips are no outage)
                 cause = cause_of(exc)
                 self._metrics.store_answered(operation, "timeout" if is_timeout(cause) else "error")
-                if leads_elsewhere(exc) and not is_last:
+                once_more = is_first and not self._closed
+                if once_more and leads_elsewhere(exc):
                     self._link.redial(line)
                     self._watch.doubt()
-                elif is_last or not is_broken(exc):
+                elif not (once_more and is_broken(exc)):
                     self._watch.failed(operation, cause)
                     # not `from exc`: the library's texts repeat names and arguments
                     away = self._health.is_away(operation)
