@@ -74,7 +74,7 @@ def test_whoever_is_told_hears_of_every_second() -> None:
             await asyncio.sleep(TICK_SECONDS * 1.5)
             loop.stand_still(seconds)
             await asyncio.sleep(TICK_SECONDS * 1.5)
-        assert heard == pytest.approx([0.49, 0.09], abs=0.002)
+        assert heard == pytest.approx([0.48, 0.08], abs=0.002)
         assert told.stalled == pytest.approx(sum(heard), abs=1e-3)
         assert told.running() == pytest.approx(loop.time() - sum(heard), abs=1e-3)
 
@@ -446,7 +446,7 @@ def test_a_limit_that_was_moved_has_a_last_look_of_its_own() -> None:
                 return connected + await line()
 
         wait = asyncio.ensure_future(exchange())
-        for seconds, word in ((0.299, b"connected\n"), (0.485, b"answered\n")):
+        for seconds, word in ((0.299, b"connected\n"), (0.46, b"answered\n")):
             await asyncio.sleep(seconds)
             theirs.sendall(word)
             loop.stand_still(1)
