@@ -40,6 +40,9 @@ CALM_SECONDS = 1.0
 in the queue, after which the rest need not fear for their turn."""
 OLDEST_SECONDS = (2.0, 0.4)
 """After which one that waits is refused, by whether something more urgent takes its turns."""
+MOST_RETRY_SECONDS = 4
+"""To come again after, at the most: long enough to spread a crowd, short beside a session's
+life."""
 _FIRST_GUESS = 300.0
 """Requests a second, until the first queue shows it."""
 _FORGETTING = 0.98
@@ -115,11 +118,13 @@ class Admission:
         if self._refused == 0:
             asyncio.get_running_loop().call_later(_TOLD_EVERY_SECONDS, self._tell)
         self._refused += 1
-        return Overloaded(
-            "More is asked for than can be done in time.",
-            cause="not admitted",
-            retry_after=4.0 * random.random(),  # noqa: S311  (jitter; told as 1 to 4 s)
-        )
+        return self.refusal(MOST_RETRY_SECONDS * (1.0 - random.random()))  # noqa: S311  (jitter)
+
+    @staticmethod
+    def refusal(retry_after: float) -> Overloaded:
+        """The error alone. retry_after: seconds, told as the whole ones that are not less."""
+        detail = "More is asked for than can be done in time."
+        return Overloaded(detail, cause="not admitted", retry_after=retry_after)
 
     def _stands(self) -> bool:
         now = self._monotonic()

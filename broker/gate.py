@@ -7,13 +7,15 @@ origins; nothing is reflected that is not on a list. Must not know what the endp
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from broker.admission import Admission, Urgency
+from broker.admission import MOST_RETRY_SECONDS, Admission, Urgency
 from broker.audit import AuditLog, Record
 from broker.errors import (
     BrokerError,
@@ -25,7 +27,7 @@ from broker.errors import (
 from broker.metrics import Metrics
 from broker.model import Outcome
 from broker.schedule import Clock
-from broker.wire import Header, Reply, headers_of, problem, request_id_of, text
+from broker.wire import Header, Reply, headers_of, problem, request_id_of, text, uuid_of
 
 _PROFILES = "/v1/profiles/"
 _SESSIONS = "/v1/sessions/"
@@ -42,6 +44,7 @@ costs, and a browser that was once refused a module does not ask for it again un
 loaded anew."""
 _NOT_REFUSED_EARLY = (b"OPTIONS", b"HEAD")
 """A preflight is answered from memory; an answer to HEAD has no body behind its head."""
+_PLACE = "00000000-0000-4000-8000-000000000000"
 _ALLOWED_HEADERS = b"authorization, cache-control, content-type, idempotency-key, x-request-id"
 _EXPOSED_HEADERS = b"cache-status, ratelimit, ratelimit-policy, retry-after, x-request-id"
 
@@ -180,7 +183,7 @@ class Gate:
 
     def refusal(self, method: bytes, url: bytes, headers: list[Header]) -> bytes | None:
         """A whole answer to a request of which only the head is there, where it would not be
-        admitted; else None. For a fiftieth of what a mint costs, as it is told to many at once.
+        admitted; else None. For a fortieth of what a mint costs, as it is told to many at once.
 
         It has no access-log line of its own: the metrics count it, and one line a second tells how
         many there were."""
@@ -190,20 +193,24 @@ class Gate:
         if urgency is None or method in _NOT_REFUSED_EARLY or not admission.is_full(urgency):
             return None
         error = admission.refused()
+        self._metrics.refused_early()
         fields = dict(headers)
-        request_id = request_id_of(fields)
-        reply = problem(error, request_id)
-        extra = [*_always(request_id), (b"vary", b"Origin")]
-        origin = fields.get(b"origin")
-        credentials = None if origin is None else self._origins.allowed(path, text(origin))
-        if origin is not None and credentials is not None:
-            extra.append((b"access-control-allow-origin", origin))
-            extra.append((b"access-control-expose-headers", _EXPOSED_HEADERS))
-            if credentials:
-                extra.append((b"access-control-allow-credentials", b"true"))
-        self._metrics.shed.inc()
-        self._metrics.request_answered("shed", "", Outcome.UNAVAILABLE, 0.0, error.slug)
-        return reply.raw(extra)
+        request_id = request_id_of(fields).encode()
+        before, between, after = _refusals()[math.ceil(error.retry_after or 0.0) - 1]
+        return b"".join(
+            (before, request_id, between, self._cors(path, fields), after % uuid_of(request_id))
+        )
+
+    def _cors(self, path: str, fields: dict[bytes, bytes]) -> bytes:
+        """What lets a page of a listed origin read the answer, as it is on the wire."""
+        origin = fields.get(b"origin", b"")
+        credentials = self._origins.allowed(path, text(origin))
+        if credentials is None:
+            return b""
+        with_cookies = b"access-control-allow-credentials: true\r\n" if credentials else b""
+        return b"access-control-allow-origin: %b\r\naccess-control-expose-headers: %b\r\n%b" % (
+            origin, _EXPOSED_HEADERS, with_cookies,
+        )  # fmt: skip
 
     def _origin(
         self, scope: Scope, headers: dict[bytes, bytes], record: Record, extra: list[Header]
@@ -256,6 +263,21 @@ class Gate:
             if not any(address in network for network in self._proxies):
                 break
         return host
+
+
+@functools.cache
+def _refusals() -> list[tuple[bytes, bytes, bytes]]:
+    """An early refusal for each number of seconds it may tell: what stands before the request's id,
+    between it and the fields for pages, and after those, with a place for the id as a UUID."""
+    found = []
+    for seconds in range(1, MOST_RETRY_SECONDS + 1):
+        reply = problem(Admission.refusal(seconds), _PLACE)
+        extra = [(b"vary", b"Origin"), *_always(_PLACE)[::-1]]
+        head, body = reply.raw(extra).split(b"\r\ncontent-length", 1)
+        before, between = head.split(_PLACE.encode())
+        after = (b"content-length" + body).replace(_PLACE.encode(), b"%b")
+        found.append((before, between + b"\r\n", after))
+    return found
 
 
 def _always(request_id: str) -> list[Header]:

@@ -194,6 +194,11 @@ class Metrics:
         self._requests(operation, profile, outcome.value, problem).inc()
         self._seconds(operation, profile).observe(seconds)
 
+    def refused_early(self) -> None:
+        """A request was not admitted, of which only the head was read."""
+        self.shed.inc()
+        self._requests("shed", "", Outcome.UNAVAILABLE.value, "overloaded").inc()
+
     def token_served(self, kind: str, source: str, remaining: float, floor: float) -> None:
         """kind: session or access_token; source: the profile or credential; both in seconds."""
         self._remaining(kind, source).observe(remaining)

@@ -113,6 +113,12 @@ def new_uuid() -> str:
     return f"{digits[1:9]}-{digits[9:13]}-4{digits[13:16]}-{variant}{digits[16:19]}-{digits[19:31]}"
 
 
+def uuid_of(request_id: bytes) -> bytes:
+    """A request's id, which has the form that `request_id_of` asks for, as a UUID is written."""
+    digits = request_id.replace(b"-", b"").lower()
+    return b"-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 def min_fresh_of(headers: dict[bytes, bytes]) -> float:
     """Seconds of `Cache-Control: min-fresh=N` (RFC 9111 §5.2.1.3), 0 without."""
     value = headers.get(b"cache-control")
