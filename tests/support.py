@@ -123,6 +123,7 @@ class DictStore:
         self.failing = False
         """Calls fail, and the store does not count as away yet."""
         self.told: list[Again] = []
+        self.has_missed = False
         self.kept: dict[str, tuple[bytes, float]] = {}
         self.claims: dict[str, tuple[str, float]] = {}
         self.trips = 0
@@ -143,6 +144,9 @@ class DictStore:
 
     def when_back(self, again: Again) -> None:
         self.told.append(again)
+
+    def missed(self) -> None:
+        self.has_missed = True
 
     async def back(self, *, everything: bool = True) -> None:
         """The store is well again, and replicas tell it what it must know."""

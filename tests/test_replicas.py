@@ -29,6 +29,7 @@ class Cord:
         self._store = store
         self.windows = store.windows
         self.when_back = store.when_back
+        self.missed = store.missed
         self.cut = False
 
     def __getattr__(self, name: str) -> Any:
@@ -563,6 +564,27 @@ def test_whoever_waited_goes_on_as_soon_as_it_is_certain(what: str, then: str) -
         assert asked.done()
         alone = then == "away" and what == "end"
         assert (await asked).status_code == (503 if alone else expected[what])
+
+    run(story)
+
+
+def test_an_end_is_remembered_though_nothing_is_certain() -> None:
+    """A replica that was told of an end while the store was uncertain tells it when it can, though
+    the caller was put off: the chain is dead here at once, and there afterwards."""
+
+    async def story(world: Two) -> None:
+        handle = (await world.a.mint()).json()["handle"]
+        world.store.failing = True
+        asked = asyncio.ensure_future(world.a.end(handle))
+        await world.clock.advance(12)
+        assert (await asked).status_code == 503
+        assert world.store.has_missed
+        here = asyncio.ensure_future(world.a.rotate(handle))
+        await world.clock.advance(12)
+        assert (await here).status_code == 410
+        await world.store.back()
+        for one in (world.b, world.a):
+            assert (await one.rotate(handle)).status_code == 410
 
     run(story)
 

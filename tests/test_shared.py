@@ -58,6 +58,8 @@ class OneStore:
 
     def when_back(self, again: Again) -> None: ...
 
+    def missed(self) -> None: ...
+
     def _get(self, name: str) -> Kept | None:
         value, until = self.kept.get(name, (b"", 0.0))
         left = until - self._clock.monotonic()

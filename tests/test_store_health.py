@@ -530,6 +530,28 @@ def test_another_server_behind_the_address_is_noticed(how: str, server: RedisSer
     assert [line["event"] for line in lines] == ["store_down", "store_up"]
 
 
+def test_a_store_that_missed_something_counts_as_down_until_it_is_told(server: RedisServer) -> None:
+    """A caller that gave up before the store counted as away leaves nothing untold: the store is
+    told everything, and until then `broker_store_up` is 0, though calls get through."""
+
+    async def story() -> None:
+        seen = Seen()
+        async with store_at(server, seen=seen) as store:
+            retold = Retold(store)
+            await until(lambda: len(retold.calls) > 1)
+            assert retold.wholes == 0
+            store.missed()
+            assert seen.ups == [True, False]
+            assert await written(store) == "ok"
+            await until(lambda: seen.ups == [True, False, True])
+            assert retold.wholes == 1
+
+    with capture_logs() as lines:
+        run(story())
+    assert [line["event"] for line in lines] == ["store_down", "store_up"]
+    assert lines[0]["cause"] == "not told"
+
+
 def test_a_store_that_was_emptied_is_told_again_before_it_is_used(server: RedisServer) -> None:
     """FLUSHALL is noticed without a request. Until all has been told, and the moment in which the
     other replicas tell too is over, no call gets through, and none is told to act alone; then what

@@ -154,6 +154,10 @@ class Memory(Generic[V]):
             return await self._asked(lambda: store.put(items))
         except StoreDown:
             return []
+        except BaseException:  # also where whoever asks has no more time
+            if self._patience is not None:
+                store.missed()
+            raise
 
     async def tell_again(self, told: Told, everything: bool) -> None:
         """Tells a store what is remembered here; not everything is what it was told just now.

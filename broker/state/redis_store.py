@@ -73,6 +73,9 @@ class RedisStore:
     def when_back(self, again: Again) -> None:
         self._watch.again = again
 
+    def missed(self) -> None:
+        self._watch.owe("not told")
+
     async def get(self, names: Sequence[str]) -> list[Kept | None]:
         if not names:
             return []
@@ -144,7 +147,7 @@ class RedisStore:
                 once_more = is_first and not self._closed
                 if once_more and leads_elsewhere(exc):
                     self._link.redial(line)
-                    self._watch.doubt()
+                    self._watch.owe("other server")
                 elif not (once_more and is_broken(exc)):
                     self._watch.failed(operation, cause)
                     # not `from exc`: the library's texts repeat names and arguments

@@ -79,6 +79,11 @@ class Store(Protocol):
         else may use it again."""
         ...
 
+    def missed(self) -> None:
+        """It could not be told something on which replicas must agree. Until it has been told all
+        again it counts as down, though it may be used."""
+        ...
+
     async def get(self, names: Sequence[str]) -> list[Kept | None]:
         """In the order of `names`, in one round trip. Raises StoreDown."""
         ...

@@ -95,9 +95,11 @@ class Watch:
             self._say_away(cause)
         self._hurry.set()
 
-    def doubt(self) -> None:
-        """The server has said that it is not the one to ask any more."""
-        self._owes = self._owes or "other server"
+    def owe(self, why: str) -> None:
+        """The store must be told everything: it has said that it is not the one to ask any more, or
+        could not be told something. Until then nobody believes that replicas agree."""
+        self._owes = self._owes or why
+        self._say_away(self._owes)
         self._hurry.set()
 
     async def run(self) -> None:
@@ -135,7 +137,7 @@ class Watch:
         try:
             await self._link.bounded(lambda: self._probe(fresh), PROBE_WITHIN_SECONDS)
             if await self._strays():
-                self._owes = self._owes or "other server"
+                self.owe("other server")
             told = _Told(self._link, self._scripts, fresh)
             if self._owes or self._health.away:
                 self._link.take(fresh)
@@ -190,7 +192,7 @@ class Watch:
         elif not isinstance(answer, Exception):
             found = self._scripts.opened(self._name, *answer)
             if found is None or found.value not in self._marks:
-                self._owes = self._owes or "other data"
+                self.owe("other data")
 
     async def _strays(self) -> bool:
         """Does a connection in use not find the mark that was written over a new one? Then it leads
@@ -212,8 +214,6 @@ class Watch:
     async def _back(self, told: _Told) -> None:
         """Tells all that must be known, waits for the other replicas, and lets everybody in."""
         began = self._loop_time.running()
-        if not self._health.away:
-            self._say_away(self._owes)
         before = self._health.away
         self._owes = self._owes or "been away"  # the next beat may find nothing amiss
         self._health.back()

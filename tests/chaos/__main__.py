@@ -84,7 +84,7 @@ def main() -> int:
     rows = [row for row in ROWS if row.name in (options.only or [row.name])]
     started = time.time()
     rate = options.rate or (40.0 if options.short else 80.0)
-    form = Form(options.short, rate, options.lanes, options.soak)
+    form = Form(options.short, rate, options.lanes, options.soak, options.neighbours > 0)
     # Whoever ends the suite ends its worlds too: as Ctrl-C does, by the way of their `finally`.
     # A shell starts what runs in its background with SIGINT ignored, so it is asked for here.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -106,6 +106,8 @@ class Judge:
     """Grows when the store forgets: nothing of before can be expected after."""
     excused: set[str] = field(default_factory=set)
     """Brokers that the row has stopped or killed: of them silence may be expected."""
+    is_starved: bool = False
+    """Is everything short of the processor, so that 503 overloaded may be said to anybody?"""
     skew: float = 0.0
     """How far ahead the upstream's clock is."""
     skewed_at: float = 0.0
@@ -142,7 +144,8 @@ class Judge:
             for name, problems in allowance.outcomes.items()
             if name in kinds
         ]
-        return frozenset().union(*told, _OF_THE_DEAD if target in self.excused else ())
+        more = [_OF_THE_DEAD] if target in self.excused else []
+        return frozenset().union(*told, *more, BUSY if self.is_starved and kind in ASKED else ())
 
     def skewing(self) -> None:
         """The upstream's clock is about to be set: nothing is said of lives until it was."""
@@ -175,8 +178,10 @@ class Judge:
     def see(self, answer: Answer) -> None:
         """Counts an answer and judges all that can be judged of it alone."""
         self.requests += 1
-        expected = answer.ok or (answer.kind == "ended" and answer.outcome == "handle-expired")
-        self.outcomes[answer.outcome if answer.ok or not expected else GONE] += 1
+        put_off = self.is_starved and answer.outcome in BUSY
+        over = answer.kind == "ended" and answer.outcome == "handle-expired"
+        expected = answer.ok or over or put_off
+        self.outcomes[GONE if over else answer.outcome] += 1
         self.slowest = max(self.slowest, answer.seconds)
         if answer.outcome in BUSY:
             self.slowest_refusal = max(self.slowest_refusal, answer.seconds)

@@ -21,7 +21,7 @@ import aiohttp
 from broker.loop_time import LoopTime
 from tests.chaos import config
 from tests.chaos.callers import jwt, page_jwt, read
-from tests.chaos.judge import CUT, SILENT, Answer, Judge
+from tests.chaos.judge import BUSY, CUT, SILENT, Answer, Judge
 
 PATIENCE = config.BUDGET + 4.0
 """Seconds that a client waits: longer than any answer may take, so that a late one is seen."""
@@ -224,8 +224,13 @@ class Load:
         return self._jwts[subject]
 
     async def chain(self, subject: str) -> Chain:
-        """A session of this caller, just minted."""
+        """A session of this caller, just minted; whoever is put off comes again."""
         minted = await self.mint("nmi", subject)
+        for _ in range(30):
+            if minted.ok or minted.outcome not in BUSY:
+                break
+            await asyncio.sleep(0.2)
+            minted = await self.mint("nmi", subject)
         return Chain(subject, minted.body["handle"], self.judge.epoch)
 
     async def end(self, chain: Chain, target: str) -> Answer:

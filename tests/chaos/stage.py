@@ -46,6 +46,8 @@ class Form:
     rate: float
     lanes: int = 1
     soak_seconds: float = 600.0
+    is_starved: bool = False
+    """Busy processes run beside all of it: then any request may be put off."""
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Stage:
         self.rate = form.rate
         self.soak_seconds = form.soak_seconds
         self.judge = told.judge
+        self.judge.is_starved = form.is_starved
         self.load = Load(http, world.sandbox, [b.url for b in world.brokers], self.judge)
 
     # --- time ---------------------------------------------------------------------------------
