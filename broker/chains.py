@@ -120,6 +120,8 @@ class Chains:
     async def _successor(self, handle: Handle) -> Minted | None:
         """The successor that there is. Raises HandleExpired where there can be none any more."""
         state = self._state
+        if state.ended.here.get(handle.chain):  # nobody need be asked, nor waited for
+            raise _over("ended")
         ended, known, spent = await state.look(
             (state.ended, handle.chain), (state.successors, handle.id), (state.spent, handle.id)
         )

@@ -38,6 +38,7 @@ done, and a replica that was killed is waited for no longer than this."""
 RECENT_SECONDS = 3.0
 """What was told since is told once more: a server that takes over may lack its predecessor's last
 second, and nobody learns of it."""
+_MOST_RECENT = 10_000
 _TRIES = 3
 """To tell of what was made, each as long as one is patient: it was made, and must not be lost."""
 _BATCH = 100
@@ -83,7 +84,7 @@ class Memory(Generic[V]):
         self._patience = patience
         self._spawn = spawn
         self._twice = twice
-        self._recent: deque[tuple[float, str]] = deque()
+        self._recent: deque[tuple[float, str]] = deque(maxlen=_MOST_RECENT)
         self._untold: Remembered[bool] = Remembered(clock)
         self.here: Remembered[V] = Remembered(clock, most)
         self._flights: Flights[str, tuple[V, bool]] = Flights(spawn)
