@@ -8,7 +8,6 @@ session that the caller could not mint anew.
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -341,11 +340,8 @@ def _same_grant(handle: Handle, grant: Grant) -> None:
 
 def _must_be_known(is_known: bool) -> None:
     if not is_known:
-        raise Overloaded(
-            "The session has ended here; the other replicas cannot be told yet. Ask again.",
-            cause="end not shared",
-            retry_after=2.0 + random.random(),  # noqa: S311  (jitter)
-        )
+        detail = "The session has ended here; the other replicas cannot be told yet. Ask again."
+        raise Overloaded(detail, cause="end not shared", retry_after=2.0)
 
 
 def _over(cause: str) -> HandleExpired:
