@@ -465,7 +465,7 @@ def at(sorted_: list[float], share: float) -> float:
     return sorted(sorted_)[int(len(sorted_) * share)]
 
 
-@pytest.mark.parametrize("cost", [0.0007, 0.0025, 0.01])
+@pytest.mark.parametrize("cost", [0.0025, 0.01])
 @pytest.mark.parametrize("times", [1.2, 2.0, 3.0])
 def test_what_can_be_done_is_done(times: float, cost: float) -> None:
     """With more asked for than can be done, nine tenths of what can be is, in bounded time, and who
@@ -486,7 +486,7 @@ def test_what_can_be_done_is_done(times: float, cost: float) -> None:
     played(story)
 
 
-@pytest.mark.parametrize("cost", [0.0007, 0.0025, 0.01])
+@pytest.mark.parametrize("cost", [0.0025, 0.01])
 def test_with_half_of_that_nobody_is_refused(cost: float) -> None:
     """Nor does anybody wait for long."""
 
