@@ -1,5 +1,4 @@
-"""What is let in: work that can be finished in time; of more than that, the newest is told to come
-again.
+"""Lets in the work that can be finished in time, and tells the newest of the rest to come again.
 
 Exists because one event loop that takes in everything answers nobody in time: each request waits
 behind thousands that nobody waits for any more. Two known means. One request begins in each turn of
