@@ -159,9 +159,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.scope["is_gone"] = self.transport.is_closing  # type: ignore[typeddict-unknown-key]
 
     def _is_refused(self) -> bool:
-        """Answers at once, before a task is made, what the app would not find the time for. Not
-        where the answer would overtake another's or must end the connection; nor a second time in
-        one turn, or for who does not read: the ordinary way bounds how many come in a row."""
+        """Answers at once, before a task is made, what the app would not find the time for. The app
+        answers where this answer would overtake another or must end the connection, and where the
+        client sends without reading: it bounds how many requests come in a row."""
         before: Any = self.cycle  # None at first, which its type does not say
         is_free = before is None or before.response_complete
         waits = self.flow.write_paused or self.transport.holds  # type: ignore[attr-defined]
